@@ -1,0 +1,1 @@
+"""From raw files to batches: sources, tasks, tokens, batches (see each module)."""

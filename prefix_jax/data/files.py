@@ -1,0 +1,206 @@
+"""JSONL, CSV, TSV and text files, plain or gzipped; errors name the file and line."""
+
+import csv
+import difflib
+import gzip
+import json
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from prefix_jax.errors import InputError
+
+TABLE_ENDINGS = (".jsonl", ".csv", ".tsv")
+TEXT_ENDING = ".txt"
+ENDINGS = (*TABLE_ENDINGS, TEXT_ENDING)
+GZIP = ".gz"
+
+SEPARATOR = "<|endoftext|>"
+"""A line of this alone stands between the documents of a text file."""
+
+
+def closest(given: str, names: Iterable[str]) -> str:
+    """`; did you mean "..."?` where one of `names` is close to `given`, else ``."""
+    found = difflib.get_close_matches(given, list(names), n=1)
+    return f'; did you mean "{found[0]}"?' if found else ""
+
+
+def listing(names: Iterable[str], most: int = 12) -> str:
+    """The names in order, comma-separated, the rest as a number."""
+    names = sorted(names)
+    rest = f", and {len(names) - most} more" if len(names) > most else ""
+    return (", ".join(names[:most]) or "nothing") + rest
+
+
+def ending(path: Path) -> str:
+    """The ending that tells the format, without `.gz`: `train.csv.gz` gives `.csv`."""
+    return Path(path.name.removesuffix(GZIP)).suffix
+
+
+def find_file(folder: Path, name: str, endings: tuple[str, ...] = ENDINGS) -> Path:
+    """The file called `name` in `folder`, where the ending may be left out.
+
+    Raises InputError where there is no folder, no such file or more than one.
+    """
+    if not folder.is_dir():
+        raise _no_folder(folder)
+    path = folder / name
+    if path.is_file():
+        if ending(path) not in endings:
+            raise InputError(
+                f'{path}: cannot read "{ending(path) or "no ending"}" files here; '
+                f"expected {', '.join(endings)}, each also with {GZIP}"
+            )
+        return path
+    candidates = [
+        folder / f"{name}{end}{zip_}" for end in endings for zip_ in ("", GZIP)
+    ]
+    found = [candidate for candidate in candidates if candidate.is_file()]
+    if len(found) > 1:
+        raise InputError(
+            f'{folder}: "{name}" can be {listing(f.name for f in found)}; '
+            "give the name with its ending"
+        )
+    if not found:
+        present = [entry.name for entry in folder.iterdir()]
+        stems = {entry.split(".")[0] for entry in present}
+        hint = closest(name, present) or closest(name, stems)
+        raise InputError(
+            f'{folder} has no file "{name}" (with or without one of '
+            f"{', '.join(endings)} and {GZIP}); it holds {listing(present)}{hint}"
+        )
+    return found[0]
+
+
+def _no_folder(folder: Path) -> InputError:
+    if folder.exists():
+        return InputError(
+            f"data.path {folder} is a file; give the folder as data.path and the file "
+            f'as a split: --data.path {folder.parent} --data.train "{folder.name}"'
+        )
+    parent = folder.parent
+    siblings = (
+        [p.name for p in parent.iterdir() if p.is_dir()] if parent.is_dir() else []
+    )
+    hint = closest(folder.name, siblings)
+    return InputError(f"data.path {folder} does not exist{hint or '; give a folder'}")
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Line numbers (from 1) and lines, their ends kept, of a UTF-8 file.
+
+    Raises InputError on bytes that are not UTF-8 and on damaged gzip files.
+    """
+    number = 0
+    try:
+        with gzip.open(path) if path.suffix == GZIP else path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                # Editors on Windows write a byte-order mark in front of the first line.
+                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path}, line {number}: not UTF-8 (byte 0x{error.object[error.start]:02x} "
+            f"at position {error.start}); save the file as UTF-8"
+        ) from error
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise InputError(
+            f"{path}: damaged gzip file after line {number} ({error}); copy it again"
+        ) from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def read_rows(path: Path) -> Iterator[tuple[str, dict[str, object]]]:
+    """Rows of a JSONL, CSV or TSV file as (place, {column: value}).
+
+    The place, for messages, is such as `train.csv, line 3`, with the whole path. CSV
+    is quoted as RFC 4180 says; TSV has no quoting. Raises InputError on a bad row.
+    """
+    match ending(path):
+        case ".jsonl":
+            yield from _read_jsonl(path)
+        case ".csv":
+            yield from _read_table(path, ",", quoted=True)
+        case ".tsv":
+            yield from _read_table(path, "\t", quoted=False)
+        case other:
+            raise InputError(
+                f'{path}: "{other}" files have no columns; '
+                f"expected {', '.join(TABLE_ENDINGS)}, each also with {GZIP}"
+            )
+
+
+def _read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, object]]]:
+    for number, line in read_lines(path):
+        if not line.strip():
+            continue
+        place = f"{path}, line {number}"
+        try:
+            row = json.loads(line)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise InputError(
+                f"{place}: not JSON ({error}); expected one object a line, "
+                'such as {"source": "...", "target": "..."}'
+            ) from error
+        if not isinstance(row, dict):
+            raise InputError(
+                f"{place}: a JSON {type(row).__name__}; expected one object a line, "
+                'such as {"source": "...", "target": "..."}'
+            )
+        yield place, row
+
+
+def _read_table(
+    path: Path, delimiter: str, *, quoted: bool
+) -> Iterator[tuple[str, dict[str, object]]]:
+    lines = (line for _, line in read_lines(path))
+    quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
+    reader = csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True)
+    columns: list[str] | None = None
+    number = 1
+    try:
+        for values in reader:
+            # A quoted value may hold line ends: a row starts after the one before it.
+            place, number = f"{path}, line {number}", reader.line_num + 1
+            if columns is None:
+                columns = values
+                if len(set(columns)) < len(columns):
+                    raise InputError(f"{place}: a column name occurs twice: {columns}")
+            elif values:
+                if len(values) != len(columns):
+                    raise InputError(
+                        f"{place}: {len(values)} values; expected {len(columns)} "
+                        f"({', '.join(columns)}); quote values that hold a delimiter"
+                    )
+                yield place, dict(zip(columns, values, strict=True))
+    except csv.Error as error:
+        raise InputError(
+            f"{path}, line {reader.line_num}: {error}; mend the line, "
+            "or write the rows as JSONL"
+        ) from error
+
+
+def read_documents(path: Path) -> Iterator[str]:
+    """Documents of a text file: what stands between lines of `<|endoftext|>`.
+
+    In a file without such a line each line is a document. Blank ones are left out.
+    """
+    separated = any(line == SEPARATOR for line in _bare_lines(path))
+    document: list[str] = []
+    for line in _bare_lines(path):
+        if line != SEPARATOR:
+            document.append(line)
+        if line == SEPARATOR or not separated:
+            yield from _unless_blank("\n".join(document))
+            document = []
+    yield from _unless_blank("\n".join(document))
+
+
+def _bare_lines(path: Path) -> Iterator[str]:
+    for _, line in read_lines(path):
+        yield line.removesuffix("\n").removesuffix("\r")
+
+
+def _unless_blank(document: str) -> Iterator[str]:
+    if document.strip():
+        yield document.strip("\n")

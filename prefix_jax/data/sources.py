@@ -1,0 +1,185 @@
+"""Raw records of every source: pairs of texts, or documents, with their places."""
+
+import dataclasses
+import importlib.resources
+from collections.abc import Iterator
+from pathlib import Path
+
+from prefix_jax.config import DataConfig
+from prefix_jax.data import e2e
+from prefix_jax.data.files import (
+    ENDINGS,
+    TABLE_ENDINGS,
+    TEXT_ENDING,
+    closest,
+    ending,
+    find_file,
+    listing,
+    read_documents,
+    read_rows,
+)
+from prefix_jax.errors import InputError
+
+REFERENCES = "references"
+"""A column of this name holds a list of accepted targets."""
+
+TFDS = "tfds:"
+SOURCES = ("files", "e2e", "quickstart", f"{TFDS}NAME")
+
+Row = dict[str, object]
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """A source text and its accepted targets, as one row of the raw data has them."""
+
+    place: str
+    """Where it stands, for messages: `data/train.csv, line 3`."""
+    source: str
+    targets: tuple[str, ...]
+
+
+def read_records(config: DataConfig, name: str) -> Iterator[Record]:
+    """Pairs of the split or file `name`, in order.
+
+    The target column may hold a list of texts; a column `references` (a list) stands
+    in for the target column or adds to it. Raises InputError, also for an empty split.
+    """
+    source_column, target_column = _columns(config)
+    place = ""
+    for place, row in _rows(config, name):
+        source = _texts(row, source_column, place, "data.source_column")
+        if len(source) != 1:
+            raise InputError(f'{place}: "{source_column}" is a list; expected one text')
+        yield Record(place, source[0], _targets(row, target_column, place))
+    if not place:
+        raise _empty(config, name)
+
+
+def read_texts(config: DataConfig, name: str) -> Iterator[str]:
+    """Documents of the split or file `name`, in order, as they are read.
+
+    They are a text file's documents, or the target column of anything else. Raises
+    InputError, also for an empty split.
+    """
+    text = ""
+    for text in _documents(config, name):
+        yield text
+    if not text:
+        raise _empty(config, name)
+
+
+def _documents(config: DataConfig, name: str) -> Iterator[str]:
+    if config.source == "files" and ending(path := _file(config, name)) == TEXT_ENDING:
+        yield from read_documents(path)
+        return
+    _, target_column = _columns(config)
+    for place, row in _rows(config, name):
+        yield from _targets(row, target_column, place)
+
+
+def is_e2e(config: DataConfig) -> bool:
+    """Whether the sources are E2E meaning representations."""
+    return config.source == "e2e" or _is_tfds_e2e(config)
+
+
+def _is_tfds_e2e(config: DataConfig) -> bool:
+    return config.source.split(":")[:2] == ["tfds", e2e.TFDS_NAME]
+
+
+def _columns(config: DataConfig) -> tuple[str, str]:
+    """Names of the columns that hold sources and targets."""
+    if config.source == "quickstart":
+        return "source", REFERENCES
+    if config.source == "e2e":
+        return e2e.MEANING, e2e.TEXT
+    if _is_tfds_e2e(config):
+        return e2e.TFDS_MEANING, e2e.TFDS_TEXT
+    return config.source_column, config.target_column
+
+
+def _rows(config: DataConfig, name: str) -> Iterator[tuple[str, Row]]:
+    """Rows of the split or file `name` as (place, {column: value})."""
+    if config.source == "files":
+        yield from read_rows(_file(config, name))
+    elif config.source == "e2e":
+        yield from read_rows(e2e.find_split(_folder(config), name))
+    elif config.source == "quickstart":
+        bundled = importlib.resources.files("prefix_jax.data") / "quickstart"
+        with importlib.resources.as_file(bundled) as folder:
+            yield from read_rows(find_file(folder, name, TABLE_ENDINGS))
+    elif config.source.startswith(TFDS):
+        # Imported here: it takes a while, and nothing else needs it.
+        from prefix_jax.data.tfds_files import read_tfds
+
+        yield from read_tfds(config.source.removeprefix(TFDS), name, _folder(config))
+    else:
+        raise InputError(
+            f'data.source is "{config.source}"; expected one of {", ".join(SOURCES)}'
+            f"{closest(config.source, SOURCES)}"
+        )
+
+
+def _folder(config: DataConfig) -> Path:
+    if config.path is None:
+        raise InputError(
+            f'data.source "{config.source}" needs data.path, the folder that holds it'
+        )
+    return Path(config.path)
+
+
+def _file(config: DataConfig, name: str) -> Path:
+    """The file of a `files` source; without data.path its name is a path by itself."""
+    endings = TABLE_ENDINGS if config.task == "table_to_text" else ENDINGS
+    return find_file(Path(config.path or "."), name, endings)
+
+
+def _targets(row: Row, column: str, place: str) -> tuple[str, ...]:
+    """Accepted targets of a row: its target column, then `references`, no text twice
+    over the two."""
+    found: tuple[str, ...] = ()
+    if column in row or REFERENCES not in row:
+        found = _texts(row, column, place, "data.target_column")
+    if REFERENCES in row and column != REFERENCES:
+        references = _texts(row, REFERENCES, place, "")
+        found += tuple(text for text in references if text not in found)
+    for text in found:
+        if not text.strip():
+            raise InputError(f"{place}: an empty target; fill it in or leave it out")
+    return found
+
+
+def _texts(row: Row, column: str, place: str, option: str) -> tuple[str, ...]:
+    """The text, or the list of texts, in a column."""
+    if column not in row:
+        raise InputError(
+            f'{place}: no column "{column}"; it has {listing(row)}'
+            f"{closest(column, row)} (--{option} says which to read)"
+        )
+    value = row[column]
+    given = value if isinstance(value, list) else [value]
+    if not given:
+        raise InputError(f'{place}: "{column}" is an empty list; expected a text in it')
+    texts: list[str] = []
+    for text in given:
+        if not isinstance(text, str):
+            raise InputError(
+                f'{place}: "{column}" holds {text!r}, a {type(text).__name__}; '
+                "expected text"
+            )
+        if not text.isascii() and _lone_surrogate(text):
+            raise InputError(
+                f'{place}: "{column}" holds half of a surrogate pair (\\ud800 to '
+                "\\udfff), which is no character; mend the text"
+            )
+        texts.append(text)
+    return tuple(texts)
+
+
+def _lone_surrogate(text: str) -> bool:
+    return any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _empty(config: DataConfig, name: str) -> InputError:
+    where = config.source if config.path is None else f"{config.source} {config.path}"
+    return InputError(f'"{name}" of {where} is empty; expected at least one example')

@@ -1,0 +1,229 @@
+"""Rows of tokens from examples, and prompts from sources."""
+
+import dataclasses
+import textwrap
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Bool, Int32
+from transformers import PreTrainedTokenizerFast
+
+from prefix_jax.config import DataConfig
+from prefix_jax.data.tasks import Example
+from prefix_jax.errors import InputError
+
+_TEXTS_AT_A_TIME = 2000
+"""The tokenizer keeps some 100 bytes a token until a call returns."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One training sequence: " {source}", separator, " {target}", end.
+
+    Separator and end are the tokenizer's bos and eos. A target that was cut short has
+    no end token: the model should not learn to stop there.
+    """
+
+    tokens: Int32[np.ndarray, "T"]
+    loss_mask: Bool[np.ndarray, "T"]
+    """True on the tokens to be predicted: target and end."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What became of the pairs of source and reference: `rows + dropped` is all."""
+
+    rows: int
+    dropped: int
+    truncated_sources: int
+    """Rows whose source was cut at its end to fit; so for the next."""
+    truncated_targets: int
+    longest: int
+    """Tokens of the longest row as kept."""
+    longest_given: int
+    """Tokens of the longest pair as given."""
+    tokens: int
+    """Tokens of all rows."""
+    target_tokens: int
+    """Those of them that carry loss."""
+
+    def __str__(self) -> str:
+        return (
+            f"{self.rows:,} rows, {self.tokens:,} tokens "
+            f"({self.target_tokens:,} to predict), longest {self.longest}; "
+            f"{self.truncated_sources:,} sources and {self.truncated_targets:,} "
+            f"targets cut short, {self.dropped:,} pairs dropped (longest given "
+            f"{self.longest_given})"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+    """Rows in the order of the examples and their references, and a report."""
+
+    rows: tuple[Row, ...]
+    report: Report
+
+
+def text_room(
+    max_length: int, *, positions: int, prefix_length: int, backbone: str
+) -> int:
+    """Positions that a backbone leaves for text: `positions - prefix_length`.
+
+    `prefix_length` counts prefix positions that shift the text (0 when unshifted).
+    Raises InputError where rows of `max_length` tokens would not fit.
+    """
+    room = positions - prefix_length
+    if room < 1:
+        raise InputError(
+            f"prefix length {prefix_length} leaves no room for text in {backbone}'s "
+            f"{positions} positions; lower prefix.length"
+        )
+    if max_length > room:
+        raise InputError(
+            f"prefix length {prefix_length} + max_length {max_length} = "
+            f"{prefix_length + max_length} exceeds {backbone}'s {positions} positions; "
+            f"lower data.max_length to {room}"
+        )
+    return room
+
+
+def encode_examples(
+    examples: Sequence[Example],
+    tokenizer: PreTrainedTokenizerFast,
+    config: DataConfig,
+    *,
+    room: int,
+) -> Encoded:
+    """One Row per example and reference, no longer than `config.max_length`.
+
+    `room` is the number of positions for text (`text_room`). Over-long pairs are
+    handled as `config.overflow` says: `truncate_source` cuts the source's end, and the
+    target's where it alone is too long; `drop` leaves the pair out. Raises InputError
+    where `max_length` exceeds `room`, with `error` for over-long pairs, and where no
+    row is left.
+    """
+    if config.max_length > room:
+        raise InputError(
+            f"data.max_length {config.max_length} exceeds the {room} positions that "
+            f"are left for text; lower data.max_length to {room}"
+        )
+    if not examples:
+        raise InputError("there are no examples to encode; expected at least one")
+    bos, eos = separators(tokenizer)
+    sources = _encode_distinct([example.source for example in examples], tokenizer)
+    pairs = [(e.source, text) for e in examples for text in e.references]
+    targets = _encode_distinct([text for _, text in pairs], tokenizer)
+
+    most = config.max_length - 2  # tokens of source and target together
+    most_target = min(most, config.max_target_length or most)
+    rows: list[Row] = []
+    over: list[int] = []  # numbers of the pairs that are too long
+    truncated_sources = truncated_targets = longest_given = 0
+    for number, (source_text, target_text) in enumerate(pairs):
+        source, target, end = sources[source_text], targets[target_text], [eos]
+        longest_given = max(longest_given, len(source) + len(target) + 2)
+        if len(source) + len(target) > most or len(target) > most_target:
+            over.append(number)
+            if config.overflow != "truncate_source":
+                continue
+        if len(target) > most_target:
+            target, end = target[:most_target], []
+            truncated_targets += 1
+        if len(source) + len(target) > most:
+            source = source[: most - len(target)]
+            truncated_sources += 1
+        tokens = np.concatenate([source, [bos], target, end]).astype(np.int32)
+        rows.append(Row(tokens, np.arange(len(tokens)) > len(source)))
+
+    if over and (config.overflow == "error" or not rows):
+        limits = f"data.max_length {config.max_length}"
+        if config.max_target_length:
+            limits += f" or data.max_target_length {config.max_target_length}"
+        raise InputError(
+            f"{len(over)} of {len(pairs)} pairs are longer than {limits} (the longest "
+            f'has {longest_given} tokens), the first with the source "'
+            f'{textwrap.shorten(pairs[over[0]][0], 80)}"; raise the limit, or set '
+            'data.overflow to "truncate_source"'
+        )
+    report = Report(
+        rows=len(rows),
+        dropped=len(pairs) - len(rows),
+        truncated_sources=truncated_sources,
+        truncated_targets=truncated_targets,
+        longest=max(len(row.tokens) for row in rows),
+        longest_given=longest_given,
+        tokens=sum(len(row.tokens) for row in rows),
+        target_tokens=sum(int(row.loss_mask.sum()) for row in rows),
+    )
+    return Encoded(tuple(rows), report)
+
+
+def encode_prompts(
+    sources: Sequence[str], tokenizer: PreTrainedTokenizerFast
+) -> list[Int32[np.ndarray, "_"]]:
+    """What stands before the target in a Row: " {source}" and the separator.
+
+    Prompts are never cut; `truncate_prompts` does that.
+    """
+    bos, _ = separators(tokenizer)
+    encoded = _encode_distinct(sources, tokenizer)
+    return [np.append(encoded[source], np.int32(bos)) for source in sources]
+
+
+def truncate_prompts(
+    prompts: Sequence[Int32[np.ndarray, "_"]], room: int
+) -> tuple[list[Int32[np.ndarray, "_"]], int]:
+    """Prompts of at most `room` tokens, and how many were cut to be so.
+
+    A source loses its end, as in `encode_examples`; the separator stays.
+    """
+    if room < 1:
+        raise InputError(
+            f"{room} positions are left for the prompt; expected 1 or more"
+        )
+    cut = [
+        prompt
+        if len(prompt) <= room
+        else np.concatenate([prompt[: room - 1], prompt[-1:]])
+        for prompt in prompts
+    ]
+    return cut, sum(len(prompt) > room for prompt in prompts)
+
+
+def separators(tokenizer: PreTrainedTokenizerFast) -> tuple[int, int]:
+    """Ids of the tokenizer's bos (between source and target) and eos."""
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    if not isinstance(bos, int) or not isinstance(eos, int):
+        raise InputError(
+            "the tokenizer has no bos_token or no eos_token; set both, "
+            'for GPT-2 to "<|endoftext|>"'
+        )
+    return bos, eos
+
+
+def encode_texts(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerFast
+) -> list[Int32[np.ndarray, "_"]]:
+    """Tokens of each text as it is: nothing added, no special token read out of it."""
+    encoded: list[np.ndarray] = []
+    for start in range(0, len(texts), _TEXTS_AT_A_TIME):
+        ids = tokenizer(
+            list(texts[start : start + _TEXTS_AT_A_TIME]),
+            add_special_tokens=False,
+            split_special_tokens=True,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )["input_ids"]
+        encoded += [np.array(tokens, np.int32) for tokens in ids]
+    return encoded
+
+
+def _encode_distinct(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerFast
+) -> dict[str, Int32[np.ndarray, "_"]]:
+    """Tokens of " {text}" for each distinct text."""
+    distinct = list(dict.fromkeys(texts))
+    encoded = encode_texts([f" {text}" for text in distinct], tokenizer)
+    return dict(zip(distinct, encoded, strict=True))

@@ -1,0 +1,61 @@
+"""Fixtures that several test modules share."""
+
+from pathlib import Path
+
+import jax
+import pytest
+import tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from prefix_jax.model.gpt2 import GPT2, GPT2Config
+
+REPOSITORY = Path(__file__).parents[1]
+
+END = "<|endoftext|>"
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level BPE of 300 entries in GPT-2's manner, trained on a few sentences."""
+    bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
+    bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=[END],
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    text = "The mill by the river is old. name : Blue Spice | area : riverside\n"
+    bpe.train_from_iterator([text] * 4, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        bos_token=END,
+        eos_token=END,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of public data sets beside the repository; the test skips without it."""
+    folder = REPOSITORY.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no data sets in {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def backbone() -> GPT2:
+    """A random GPT-2 of 3 layers for the `tokenizer`, with logits worth comparing."""
+    config = GPT2Config(
+        vocab_size=300,
+        n_positions=64,
+        n_embd=32,
+        n_layer=3,
+        n_head=4,
+        initializer_range=0.3,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    return GPT2(config, key=jax.random.key(0))

@@ -1,0 +1,155 @@
+"""Rows say what the contract says, and nothing is cut or dropped uncounted."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from prefix_jax.config import DataConfig
+from prefix_jax.data.tasks import Example
+from prefix_jax.data.tokens import (
+    encode_examples,
+    encode_prompts,
+    text_room,
+    truncate_prompts,
+)
+from prefix_jax.errors import InputError
+
+WORDS = ["river", "mill", "Café", "old", "<|endoftext|>", "東京"]
+
+
+def example(source, *targets):
+    return Example(source, targets[0], targets)
+
+
+@pytest.fixture
+def examples():
+    rng = np.random.default_rng(0)
+
+    def text(most):
+        return " ".join(rng.choice(WORDS, rng.integers(1, most)))
+
+    return [
+        example(text(8), *(text(8) for _ in range(rng.integers(1, 4))))
+        for _ in range(40)
+    ]
+
+
+def plain(tokenizer, text):
+    """Tokens by the backend itself, its own way to leave special tokens unread."""
+    backend = tokenizer.backend_tokenizer
+    backend.encode_special_tokens = True
+    ids = backend.encode(text, add_special_tokens=False).ids
+    backend.encode_special_tokens = False
+    return ids
+
+
+def test_row_layout(tokenizer, examples):
+    end = tokenizer.eos_token_id
+    encoded = encode_examples(examples, tokenizer, DataConfig(), room=1024)
+    pairs = [(e.source, text) for e in examples for text in e.references]
+    assert len(pairs) == len(encoded.rows)
+    for (source, target), row in zip(pairs, encoded.rows, strict=True):
+        prompt = [*plain(tokenizer, f" {source}"), end]
+        answer = [*plain(tokenizer, f" {target}"), end]
+        assert row.tokens.tolist() == prompt + answer
+        assert row.tokens.dtype == np.int32
+        assert row.loss_mask.tolist() == [False] * len(prompt) + [True] * len(answer)
+        (encoded_prompt,) = encode_prompts([source], tokenizer)
+        assert encoded_prompt.tolist() == prompt
+        assert encoded_prompt.dtype == np.int32
+
+
+def test_text_comes_back(tokenizer, examples):
+    """Also a separator that stands in the text itself is text."""
+    for row in encode_examples(examples, tokenizer, DataConfig(), room=1024).rows:
+        assert (row.tokens == tokenizer.eos_token_id).sum() == 2
+
+
+@pytest.mark.parametrize("max_length", [8, 20, 40, 200])
+@pytest.mark.parametrize("max_target_length", [None, 5])
+def test_counts_add_up(tokenizer, examples, max_length, max_target_length):
+    free = encode_examples(examples, tokenizer, DataConfig(), room=1024)
+    whole = [
+        len(r.tokens) <= max_length
+        and r.loss_mask.sum() - 1 <= (max_target_length or max_length)
+        for r in free.rows
+    ]
+    config = DataConfig(max_length=max_length, max_target_length=max_target_length)
+    cut = encode_examples(examples, tokenizer, config, room=max_length)
+    assert cut.report.rows == len(cut.rows) == len(free.rows)
+    assert cut.report.dropped == 0
+    changed = targets_cut = 0
+    for before, after, fits in zip(free.rows, cut.rows, whole, strict=True):
+        assert len(after.tokens) <= max_length
+        target_before = before.tokens[before.loss_mask].tolist()
+        target_after = after.tokens[after.loss_mask].tolist()
+        source_before = before.tokens[~before.loss_mask].tolist()[:-1]
+        source_after = after.tokens[~after.loss_mask].tolist()[:-1]
+        assert source_before[: len(source_after)] == source_after
+        assert target_before[: len(target_after)] == target_after
+        changed += source_before != source_after
+        targets_cut += target_before != target_after
+        assert fits == np.array_equal(before.tokens, after.tokens)
+    assert cut.report.truncated_sources == changed
+    assert cut.report.truncated_targets == targets_cut
+    assert cut.report.longest == max(len(r.tokens) for r in cut.rows)
+    assert cut.report.longest_given == max(len(r.tokens) for r in free.rows)
+    assert cut.report.tokens == sum(len(r.tokens) for r in cut.rows)
+    assert cut.report.target_tokens == sum(r.loss_mask.sum() for r in cut.rows)
+
+    drop = dataclasses.replace(config, overflow="drop")
+    fail = dataclasses.replace(config, overflow="error")
+    if any(whole):
+        kept = encode_examples(examples, tokenizer, drop, room=max_length)
+        expected = [r for r, fits in zip(free.rows, whole, strict=True) if fits]
+        assert kept.report.dropped == len(whole) - len(expected)
+        assert all(
+            np.array_equal(a.tokens, b.tokens)
+            for a, b in zip(kept.rows, expected, strict=True)
+        )
+    else:
+        with pytest.raises(InputError, match="pairs are longer"):
+            encode_examples(examples, tokenizer, drop, room=max_length)
+    if not all(whole):
+        number = len(whole) - sum(whole)
+        with pytest.raises(InputError, match=f"{number} of {len(whole)} pairs"):
+            encode_examples(examples, tokenizer, fail, room=max_length)
+
+
+def test_room(tokenizer, examples):
+    with pytest.raises(InputError, match=r"lower data\.max_length to 500"):
+        encode_examples(examples, tokenizer, DataConfig(), room=500)
+    about = {"positions": 1024, "prefix_length": 20, "backbone": "gpt2"}
+    with pytest.raises(InputError) as raised:
+        text_room(1010, **about)
+    assert str(raised.value) == (
+        "prefix length 20 + max_length 1010 = 1030 exceeds gpt2's 1024 positions; "
+        "lower data.max_length to 1004"
+    )
+    assert text_room(1004, **about) == 1004
+    with pytest.raises(InputError, match=r"lower prefix\.length"):
+        text_room(8, positions=16, prefix_length=16, backbone="tiny")
+
+
+def test_nothing_to_encode(tokenizer):
+    with pytest.raises(InputError, match="no examples"):
+        encode_examples([], tokenizer, DataConfig(), room=1024)
+
+
+def test_truncated_prompts_keep_their_separator(tokenizer):
+    prompts = encode_prompts(["old mill by the river", "a", ""], tokenizer)
+    cut, number = truncate_prompts(prompts, 4)
+    assert number == 1 and [len(p) for p in cut] == [4, 3, 2]
+    assert all(p[-1] == tokenizer.bos_token_id for p in cut)
+    assert cut[0][:3].tolist() == prompts[0][:3].tolist()
+    with pytest.raises(InputError):
+        truncate_prompts(prompts, 0)
+
+
+def test_tokenizer_without_end(tokenizer):
+    from transformers import PreTrainedTokenizerFast
+
+    bare = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)
+    with pytest.raises(InputError, match="bos_token"):
+        encode_prompts(["a"], bare)
