@@ -1,0 +1,243 @@
+"""The learned prefix: flat keys and values, or the paper's reparametrisation.
+
+Either kind is a pytree module; calling it gives the `KV` that attention sees, and
+that call is also the folding: what is stored after training is the `KV` alone.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, PRNGKeyArray
+from transformers import PreTrainedTokenizerBase
+
+from prefix_jax.config import PositionMode, PrefixConfig
+from prefix_jax.errors import InputError
+from prefix_jax.model.gpt2 import GPT2, GPT2Config
+from prefix_jax.model.kv import KV
+
+
+class Prefix(Protocol):
+    """What every kind of prefix is: a pytree that gives a `KV` with N = 1."""
+
+    def __call__(self, *, dropout_key: PRNGKeyArray | None = None) -> KV: ...
+
+
+class FlatPrefix(nnx.Module):
+    """The keys and values themselves, in units of the backbone's own activations.
+
+        keys, values              [L P H K]   trained
+        key_scale, value_scale    [L 1 H 1]   fixed: root mean square per layer and head
+
+    Keys and values of one model differ in size by an order of magnitude between layers
+    and heads; in these units one learning rate means the same everywhere.
+    """
+
+    def __init__(
+        self, kv: KV, scale: KV, *, dropout: float, position_mode: PositionMode
+    ):
+        """Starts as `kv` [L 1 P H K]; `scale` [L 1 1 H 1]."""
+        self.dropout = dropout
+        self.position_mode: PositionMode = position_mode
+        self.key_scale = nnx.Variable(scale.keys[:, 0])
+        self.value_scale = nnx.Variable(scale.values[:, 0])
+        self.keys = nnx.Param(kv.keys[:, 0] / scale.keys[:, 0])
+        self.values = nnx.Param(kv.values[:, 0] / scale.values[:, 0])
+
+    def __call__(self, *, dropout_key: PRNGKeyArray | None = None) -> KV:
+        """The prefix as KV [L 1 P H K] in f32, with dropout if a key is given."""
+        kv = KV(
+            (self.keys[...] * self.key_scale[...])[:, None],
+            (self.values[...] * self.value_scale[...])[:, None],
+            self.position_mode,
+        )
+        return _dropout(kv, self.dropout, dropout_key)
+
+
+class MLPPrefix(nnx.Module):
+    """Li & Liang 2021, section 4.3: embedding -> linear -> tanh -> linear.
+
+    embedding     [P D]
+    inner_kernel  [D M]          M = PrefixConfig.hidden
+    inner_bias    [M]
+    outer_kernel  [M L 2 H K]    2: key, value
+    outer_bias    [L 2 H K]
+    """
+
+    def __init__(
+        self,
+        shape: GPT2Config,
+        length: int,
+        hidden: int,
+        *,
+        key: PRNGKeyArray,
+        dropout: float,
+        position_mode: PositionMode,
+    ):
+        """PyTorch's initial distributions, as the paper's code: N(0,1) and uniform."""
+        self.dropout = dropout
+        self.position_mode: PositionMode = position_mode
+        keys = jax.random.split(key, 5)
+        out = (shape.n_layer, 2, shape.n_head, shape.head_width)
+
+        def uniform(key, dims, inputs):
+            return jax.random.uniform(
+                key, dims, minval=-(inputs**-0.5), maxval=inputs**-0.5
+            )
+
+        d = shape.n_embd
+        self.embedding = nnx.Param(jax.random.normal(keys[0], (length, d)))
+        self.inner_kernel = nnx.Param(uniform(keys[1], (d, hidden), d))
+        self.inner_bias = nnx.Param(uniform(keys[2], (hidden,), d))
+        self.outer_kernel = nnx.Param(uniform(keys[3], (hidden, *out), hidden))
+        self.outer_bias = nnx.Param(uniform(keys[4], out, hidden))
+
+    def inner(self) -> Float[Array, "P M"]:
+        """What the last layer reads."""
+        return jnp.tanh(self.embedding[...] @ self.inner_kernel[...] + self.inner_bias)
+
+    def __call__(self, *, dropout_key: PRNGKeyArray | None = None) -> KV:
+        """The prefix as KV [L 1 P H K] in f32, with dropout if a key is given."""
+        both = jnp.einsum("pm,mlchk->clphk", self.inner(), self.outer_kernel[...])
+        both += jnp.moveaxis(self.outer_bias[...], 1, 0)[:, :, None]
+        kv = KV(both[0][:, None], both[1][:, None], self.position_mode)
+        return _dropout(kv, self.dropout, dropout_key)
+
+    def solve(self, kv: KV) -> None:
+        """Set the last layer so that the prefix equals `kv` [L 1 P H K].
+
+        Least squares in f64 on the inner activations; exact (to f32 rounding) because
+        P <= M + 1 rows of tanh features are independent. Part of construction.
+        """
+        target = np.stack([kv.keys[:, 0], kv.values[:, 0]]).astype(np.float64)
+        target = np.einsum("clphk->plchk", target)
+        inner = np.asarray(self.inner(), np.float64)
+        if inner.shape[0] > inner.shape[1] + 1:
+            raise InputError(
+                f"{inner.shape[0]} prefix positions cannot start from given words "
+                f"through an MLP of width {inner.shape[1]}; raise prefix.hidden to "
+                f"{inner.shape[0]} or lower prefix.length"
+            )
+        bias = target.mean(0)
+        kernel, *_ = np.linalg.lstsq(
+            inner, (target - bias).reshape(len(target), -1), rcond=None
+        )
+        self.outer_kernel[...] = jnp.asarray(
+            kernel.reshape(inner.shape[1], *target.shape[1:]), jnp.float32
+        )
+        self.outer_bias[...] = jnp.asarray(bias, jnp.float32)
+
+
+def init_prefix(
+    backbone: GPT2,
+    config: PrefixConfig = PrefixConfig(),
+    *,
+    key: PRNGKeyArray,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    examples: Sequence[Sequence[int]] = (),
+) -> FlatPrefix | MLPPrefix:
+    """A prefix for `backbone`, started as `config.init` says.
+
+    `words` needs the tokenizer; `examples` needs token ids of a few training
+    examples. Their activations are read at positions 0 .. P-1, where their tokens would
+    stand in a prompt, and repeat if they are fewer than `config.length`.
+    Raises InputError if what the initialisation needs was not given, or where the
+    prefix leaves no room for text.
+    """
+    start_key, scale_key, noise_key = jax.random.split(key, 3)
+    tokens = _start_tokens(config, tokenizer, examples)
+    length = config.length if tokens is None else len(tokens)
+    assert length is not None  # PrefixConfig checks it
+    shape = backbone.config
+    if config.position_mode == "shifted" and length >= shape.n_positions:
+        raise InputError(
+            f"prefix length {length} leaves no room in the backbone's "
+            f"{shape.n_positions} positions; lower prefix.length"
+        )
+    scale = activation_scale(backbone, scale_key)
+    dims = (shape.n_layer, 1, length, shape.n_head, shape.head_width)
+    if tokens is not None:
+        start = _activations(backbone, tokens)
+    elif config.init == "zeros":
+        start = KV(jnp.zeros(dims), jnp.zeros(dims))
+    else:
+        noise = jax.random.normal(noise_key, (2, *dims))
+        start = KV(noise[0] * scale.keys, noise[1] * scale.values)
+    if config.kind == "flat":
+        return FlatPrefix(
+            start, scale, dropout=config.dropout, position_mode=config.position_mode
+        )
+    prefix = MLPPrefix(
+        shape,
+        length,
+        config.hidden,
+        key=start_key,
+        dropout=config.dropout,
+        position_mode=config.position_mode,
+    )
+    if config.init != "random":
+        prefix.solve(start)
+    return prefix
+
+
+def activation_scale(backbone: GPT2, key: PRNGKeyArray) -> KV:
+    """Root mean square of the backbone's keys and values, [L 1 1 H 1] in f32.
+
+    Measured on random tokens, so that no tokenizer is needed: sizes hardly depend on
+    the text, only on layer and head.
+    """
+    length = min(64, backbone.config.n_positions)
+    tokens = jax.random.randint(key, (length,), 0, backbone.config.vocab_size)
+    kv = _activations(backbone, tokens)
+
+    def size(x):
+        mean = jnp.square(x).mean((2, 4), keepdims=True)
+        return jnp.maximum(jnp.sqrt(mean), 1e-6)
+
+    return KV(size(kv.keys), size(kv.values))
+
+
+def _activations(backbone, tokens) -> KV:
+    """Keys and values [L 1 T H K], f32, that the backbone gives a text of T tokens."""
+    kv = jax.jit(lambda model, x: model.forward(x, collect=True).kv)(
+        backbone, jnp.asarray(tokens, jnp.int32)[None]
+    )
+    return jax.tree.map(lambda x: x.astype(jnp.float32), kv)
+
+
+def _start_tokens(config, tokenizer, examples) -> list[int] | None:
+    """Token ids whose activations the prefix starts from, or None."""
+    if config.init == "words":
+        if tokenizer is None:
+            raise InputError(
+                'prefix.init is "words": pass init_prefix(..., tokenizer=...)'
+            )
+        tokens = tokenizer.encode(config.words, add_special_tokens=False)
+    elif config.init == "examples":
+        tokens = [int(token) for example in examples for token in example]
+        if not tokens:
+            raise InputError(
+                'prefix.init is "examples": pass init_prefix(..., examples=[ids, ...]) '
+                'or choose prefix.init "random", "words" or "zeros"'
+            )
+    else:
+        return None
+    if config.length is None:
+        return tokens
+    repeats = -(-config.length // len(tokens))
+    return (tokens * repeats)[: config.length]
+
+
+def _dropout(kv: KV, rate: float, key: PRNGKeyArray | None) -> KV:
+    if key is None or rate == 0.0:
+        return kv
+    leaves, treedef = jax.tree.flatten(kv)
+    keys = jax.random.split(key, len(leaves))
+    kept = [
+        jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0.0)
+        for key, x in zip(keys, leaves, strict=True)
+    ]
+    return jax.tree.unflatten(treedef, kept)

@@ -1,0 +1,125 @@
+"""The prefix: what it starts as, and that folding changes nothing."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from prefix_jax.config import PrefixConfig
+from prefix_jax.errors import InputError
+from prefix_jax.model.kv import KV
+from prefix_jax.model.prefix import activation_scale, init_prefix
+
+KEY = jax.random.key(7)
+TEXT = [5, 9, 2, 7, 7, 31, 8]
+
+
+def make(backbone, **settings):
+    settings = {"init": "random", "length": 6} | settings
+    examples = settings.pop("tokens", ())
+    return init_prefix(backbone, PrefixConfig(**settings), key=KEY, examples=examples)
+
+
+@pytest.mark.parametrize("kind", ["flat", "mlp"])
+@pytest.mark.parametrize("init", ["random", "zeros", "examples"])
+def test_shape_and_type(backbone, kind, init):
+    kv = make(backbone, kind=kind, init=init, tokens=[TEXT])()
+    config = backbone.config
+    expected = (config.n_layer, 1, 6, config.n_head, config.head_width)
+    assert kv.keys.shape == kv.values.shape == expected
+    assert kv.keys.dtype == kv.values.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("kind", ["flat", "mlp"])
+def test_starts_as_the_activations_of_its_words(backbone, tokenizer, kind):
+    """Law 2 at step 0: the prefix is those words in the prompt, for the MLP too."""
+    words = "The mill by the river is old."
+    ids = jnp.asarray(tokenizer.encode(words))[None]
+    config = PrefixConfig(kind=kind, init="words", words=words, length=None)
+    prefix = init_prefix(backbone, config, key=KEY, tokenizer=tokenizer)
+    text = jnp.asarray([[40, 41, 42, 43]])
+    with_words = backbone(jnp.concatenate([ids, text], 1))[:, ids.shape[1] :]
+    np.testing.assert_allclose(backbone(text, prefix()), with_words, atol=2e-5)
+
+
+@pytest.mark.parametrize("kind", ["flat", "mlp"])
+def test_zeros_are_zeros(backbone, kind):
+    kv = make(backbone, kind=kind, init="zeros")()
+    assert not np.any(kv.keys) and not np.any(kv.values)
+
+
+def test_random_start_has_the_size_of_activations(backbone):
+    kv = make(backbone, init="random", length=40)()
+    scale = activation_scale(backbone, KEY)
+    size = jnp.sqrt(jnp.square(kv.keys).mean((2, 4), keepdims=True))
+    np.testing.assert_allclose(size, scale.keys, rtol=0.3)
+
+
+def test_text_repeats_or_is_cut_to_the_length(backbone):
+    whole = make(backbone, init="examples", tokens=[TEXT, TEXT], length=None)()
+    assert whole.length == 2 * len(TEXT)
+    short = make(backbone, init="examples", tokens=[TEXT], length=3)()
+    np.testing.assert_allclose(short.keys, whole.keys[:, :, :3], atol=1e-6)
+    long = make(backbone, init="examples", tokens=[TEXT], length=2 * len(TEXT))()
+    np.testing.assert_allclose(long.keys, whole.keys, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["flat", "mlp"])
+def test_folded_equals_unfolded(backbone, kind):
+    """Law 9: what is stored is the KV alone, and it is the same prefix."""
+    prefix = make(backbone, kind=kind, init="random")
+    folded = KV(jnp.asarray(prefix().keys), jnp.asarray(prefix().values))
+    text = jnp.asarray([[1, 2, 3]])
+    logits = jax.jit(lambda p: backbone(text, p()))(prefix)
+    np.testing.assert_allclose(logits, backbone(text, folded), atol=1e-5)
+
+
+def test_dropout_drops_elements_only_when_given_a_key(backbone):
+    prefix = make(backbone, init="random", length=32, dropout=0.25)
+    whole, dropped = prefix().keys, prefix(dropout_key=KEY).keys
+    share = float((dropped == 0).mean())
+    assert abs(share - 0.25) < 0.03
+    np.testing.assert_allclose(
+        dropped[dropped != 0], (whole / 0.75)[dropped != 0], rtol=1e-6
+    )
+    again = prefix(dropout_key=KEY).keys
+    np.testing.assert_array_equal(dropped, again)
+
+
+def test_unshifted_text_counts_from_zero(backbone):
+    text = jnp.asarray([[3, 1, 4]])
+    kv = make(backbone, position_mode="unshifted")()
+    explicit = backbone(text, kv, positions=jnp.arange(3)[None])
+    np.testing.assert_array_equal(backbone(text, kv), explicit)
+    shifted = make(backbone)()
+    explicit = backbone(text, shifted, positions=6 + jnp.arange(3)[None])
+    np.testing.assert_array_equal(backbone(text, shifted), explicit)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"length": 64}, "leaves no room in the backbone's 64 positions"),
+        ({"init": "examples"}, "pass init_prefix"),
+        ({"init": "words", "words": "mill"}, "tokenizer="),
+        ({"kind": "mlp", "hidden": 4, "init": "zeros"}, "raise prefix.hidden"),
+    ],
+)
+def test_what_cannot_be_made_is_refused(backbone, settings, message):
+    with pytest.raises(InputError, match=message):
+        make(backbone, **settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"length": 0},
+        {"dropout": 1.0},
+        {"init": "words"},
+        {"init": "zeros", "length": None},
+        {"init": "examples", "examples": 0},
+    ],
+)
+def test_settings_without_meaning_are_refused(settings):
+    with pytest.raises(InputError):
+        PrefixConfig(**settings)
