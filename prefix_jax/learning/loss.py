@@ -1,0 +1,54 @@
+"""The loss on target tokens."""
+
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from prefix_jax.model.gpt2 import GPT2
+from prefix_jax.model.kv import KV
+
+Batch = Mapping[str, Int[Array, "B T"] | Bool[Array, "B T"]]
+"""tokens i32, mask bool (real tokens), loss_mask bool (tokens to be predicted)."""
+
+
+class LossSums(NamedTuple):
+    """Sums over a batch, so that micro-batches and devices add up exactly."""
+
+    nll: Float[Array, ""]
+    """Negative log-likelihood of the target tokens, nats."""
+    smoothed: Float[Array, ""]
+    """The same with label smoothing: what training minimises."""
+
+
+def loss_sums(
+    backbone: GPT2, prefix: KV | None, batch: Batch, *, label_smoothing: float = 0.0
+) -> LossSums:
+    """Summed loss of the tokens that `loss_mask` marks, given all before them."""
+    logits = backbone(batch["tokens"][:, :-1], prefix, batch["mask"][:, :-1])
+    labels = batch["tokens"][:, 1:]
+    weights = batch["loss_mask"][:, 1:].astype(jnp.float32)
+    with jax.named_scope("loss"):
+        normaliser = jax.nn.logsumexp(logits, axis=-1)
+        label_logits = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
+        nll = jnp.sum(weights * (normaliser - label_logits))
+        if label_smoothing == 0.0:
+            return LossSums(nll, nll)
+        uniform = jnp.sum(weights * (normaliser - logits.mean(-1)))
+        return LossSums(
+            nll, (1 - label_smoothing) * nll + label_smoothing * uniform
+        )
+
+
+def divisor(
+    batch: Batch, normalise: Literal["token", "sentence"]
+) -> Float[Array, ""]:
+    """What the summed loss is divided by: target tokens, or sentences that have any.
+
+    `sentence` is the paper's objective: sum over a sentence, mean over the batch.
+    """
+    targets = batch["loss_mask"][..., 1:]
+    number = targets.sum() if normalise == "token" else targets.any(-1).sum()
+    return jnp.maximum(number, 1).astype(jnp.float32)

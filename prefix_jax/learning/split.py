@@ -1,0 +1,110 @@
+"""What is trained: `split` parts the parameter tree, `merge` puts it back.
+
+    params = {"backbone": GPT2, "prefix": FlatPrefix | MLPPrefix}   (prefix optional)
+
+Both parts keep the tree's shape, with None where the other part has the leaf, so a
+gradient of the trainable part, or an optimizer state for it, has no frozen leaf at all.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from prefix_jax.config import Method
+from prefix_jax.errors import InputError
+from prefix_jax.model.gpt2 import GPT2
+from prefix_jax.model.prefix import Prefix
+
+Params = Mapping[str, GPT2 | Prefix]
+"""The parameter tree; after `split` or inside `grad`, the same tree with None leaves."""
+
+TRAINABLE: dict[Method, str] = {
+    "prefix": r"prefix/(?!\w+_scale$)",
+    "full": r"backbone/",
+    # `split` parts the layers into two stacks first; GPT-2's top is also ln_f. The tied
+    # embedding is an input too and stays frozen, as in the paper's top-2 baseline.
+    "top2": r"backbone/(blocks/1|ln_f|head)(/|$)",
+}
+TOP_LAYERS = 2
+
+
+def leaf_names(tree: Any) -> list[str]:
+    """Names of the leaves in order, such as `backbone/blocks/0/qkv/kernel`."""
+    paths, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return [_name(path) for path, _ in paths]
+
+
+def split(params: Params, method: Method) -> tuple[Params, Params]:
+    """(trainable, frozen): two trees of the shape of `params`, by leaf-name rules.
+
+    Trainable leaves are f32 whatever the backbone's dtype, as the optimizer needs; the
+    model casts them where it uses them.
+    Raises InputError for an unknown method, or `prefix` without a prefix.
+    """
+    if method not in TRAINABLE:
+        raise InputError(
+            f"method {method!r} is unknown; expected one of {', '.join(TRAINABLE)}"
+        )
+    if method == "top2":
+        params = {**params, "backbone": _part_layers(params["backbone"], TOP_LAYERS)}
+    rule = re.compile(TRAINABLE[method])
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
+    chosen = [rule.match(_name(path)) is not None for path, _ in leaves]
+    if not any(chosen):
+        raise InputError(
+            f"method {method!r} trains nothing in a tree of {', '.join(params)}; "
+            'expected {"backbone": ..., "prefix": ...}'
+        )
+    trainable = [
+        leaf.astype(jnp.float32) if yes else None
+        for (_, leaf), yes in zip(leaves, chosen, strict=True)
+    ]
+    frozen = [
+        None if yes else leaf for (_, leaf), yes in zip(leaves, chosen, strict=True)
+    ]
+    return treedef.unflatten(trainable), treedef.unflatten(frozen)
+
+
+def merge(trainable: Params, frozen: Params) -> Params:
+    """The whole tree again, from the two parts of `split`."""
+    return jax.tree.map(
+        lambda mine, other: other if mine is None else mine,
+        trainable,
+        frozen,
+        is_leaf=lambda x: x is None,
+    )
+
+
+def count(tree: Any) -> int:
+    """Number of scalars in a tree."""
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def _part_layers(backbone: GPT2, top: int) -> GPT2:
+    """The same backbone with its top layers in a stack of their own.
+
+    Then their gradient is a leaf of its own, and backpropagation ends below them.
+    """
+    layers = backbone.config.n_layer
+    if layers <= top:
+        raise InputError(
+            f"method top2 needs more than {top} layers; the backbone has {layers}"
+        )
+    whole = jax.tree.map(lambda *x: jnp.concatenate(x), *backbone.blocks)
+    parted = jax.tree.map(lambda x: x, backbone)  # a copy that shares the leaves
+    parted.blocks = nnx.List(
+        [
+            jax.tree.map(lambda x: x[: layers - top], whole),
+            jax.tree.map(lambda x: x[layers - top :], whole),
+        ]
+    )
+    return parted
+
+
+def _name(path) -> str:
+    keys = (getattr(k, "name", getattr(k, "key", getattr(k, "idx", k))) for k in path)
+    return "/".join(str(key) for key in keys if key != "value")

@@ -1,0 +1,150 @@
+"""The training step: the only jit of the library that donates.
+
+    loss(trainable, frozen, batch): argument 0 alone is differentiated, donated and
+    given to optax. The backbone of a prefix run is argument 1: it is read, and that is
+    all that ever happens to it.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Int, PRNGKeyArray
+
+from prefix_jax.config import TrainConfig
+from prefix_jax.learning.loss import Batch, divisor, loss_sums
+from prefix_jax.learning.split import Params, merge
+from prefix_jax.mesh import by_rows, replicated
+from prefix_jax.model.gpt2 import GPT2
+from prefix_jax.model.kv import KV
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """All that changes in training, and all that a checkpoint of a run holds."""
+
+    step: Int[Array, ""]
+    trainable: Params
+    opt_state: optax.OptState
+    key: PRNGKeyArray
+    """Never consumed: a step's randomness is `fold_in(key, step)`."""
+
+
+Step = Callable[[TrainState, Params, Batch], tuple[TrainState, dict[str, Array]]]
+
+
+def init_train_state(
+    trainable: Params, optimizer: optax.GradientTransformation, key: PRNGKeyArray
+) -> TrainState:
+    """The state before the first step; optimizer slots for trainable leaves only.
+
+    The leaves are copied: the first step donates the state, and the caller's arrays
+    stay valid.
+    """
+    trainable = jax.tree.map(jnp.copy, trainable)
+    return TrainState(jnp.int32(0), trainable, optimizer.init(trainable), key)
+
+
+def make_train_step(
+    optimizer: optax.GradientTransformation,
+    config: TrainConfig = TrainConfig(),
+    mesh: Mesh | None = None,
+) -> Step:
+    """A compiled `step(state, frozen, batch) -> (state, metrics)`.
+
+    Batch rows are split over `mesh`'s data axis, state and backbone replicated; without
+    a mesh everything is on the default device. With `config.accumulate` = A, batches
+    of B rows are cut into A micro-batches of B/A whose gradients are added.
+    Metrics are f32 scalars: loss (nats per target token), objective (what is
+    minimised), grad_norm, target_tokens.
+    """
+
+    def objective(trainable, frozen, batch, denominator, key):
+        params = merge(trainable, frozen)
+        prefix = params.get("prefix")
+        kv = None if prefix is None else prefix(dropout_key=key)
+        sums = loss_sums(
+            params["backbone"], kv, batch, label_smoothing=config.label_smoothing
+        )
+        return sums.smoothed / denominator, sums.nll
+
+    grad = jax.value_and_grad(objective, has_aux=True)
+
+    def micro_batches(batch):
+        cut = config.accumulate
+        # Row i goes to micro-batch i mod A: each device keeps its own rows.
+        return jax.tree.map(
+            lambda x: jnp.moveaxis(
+                x.reshape(x.shape[0] // cut, cut, *x.shape[1:]), 1, 0
+            ),
+            batch,
+        )
+
+    def step(state, frozen, batch):
+        denominator = divisor(batch, config.normalise)
+        key = jax.random.fold_in(state.key, state.step)
+        if config.accumulate == 1:
+            (loss, nll), grads = grad(
+                state.trainable, frozen, batch, denominator, key
+            )
+        else:
+
+            def add(total, micro):
+                part, index = micro
+                result = grad(
+                    state.trainable,
+                    frozen,
+                    part,
+                    denominator,
+                    jax.random.fold_in(key, index),
+                )
+                return jax.tree.map(jnp.add, total, result), None
+
+            zero = jax.tree.map(jnp.zeros_like, state.trainable)
+            ((loss, nll), grads), _ = jax.lax.scan(
+                add,
+                ((jnp.float32(0), jnp.float32(0)), zero),
+                (micro_batches(batch), jnp.arange(config.accumulate)),
+            )
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
+        trainable = optax.apply_updates(state.trainable, updates)
+        tokens = divisor(batch, "token")
+        metrics = {
+            "loss": nll / tokens,
+            "objective": loss,
+            "grad_norm": optax.global_norm(grads),
+            "target_tokens": tokens,
+        }
+        return TrainState(state.step + 1, trainable, opt_state, state.key), metrics
+
+    if mesh is None:
+        return jax.jit(step, donate_argnums=0)
+    whole, rows = replicated(mesh), by_rows(mesh)
+    return jax.jit(
+        step,
+        donate_argnums=0,
+        in_shardings=(whole, whole, rows),
+        out_shardings=(whole, whole),
+    )
+
+
+def make_eval_step(
+    mesh: Mesh | None = None,
+) -> Callable[[GPT2, KV | None, Batch], dict[str, Array]]:
+    """A compiled `evaluate(backbone, prefix, batch)`.
+
+    Gives `nll`, summed over the batch in nats, and `tokens`, the number of targets.
+    """
+
+    def evaluate(backbone, prefix, batch):
+        tokens = batch["loss_mask"][:, 1:].sum()
+        return {"nll": loss_sums(backbone, prefix, batch).nll, "tokens": tokens}
+
+    if mesh is None:
+        return jax.jit(evaluate)
+    whole, rows = replicated(mesh), by_rows(mesh)
+    return jax.jit(evaluate, in_shardings=(whole, whole, rows), out_shardings=whole)

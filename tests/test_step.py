@@ -1,0 +1,199 @@
+"""The training step: what moves, what does not, and what the compiler made of it."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from prefix_jax.config import MeshConfig, OptimConfig, PrefixConfig, TrainConfig
+from prefix_jax.learning.loss import divisor, loss_sums
+from prefix_jax.learning.optim import make_optimizer
+from prefix_jax.learning.split import count, merge, split
+from prefix_jax.learning.step import init_train_state, make_eval_step, make_train_step
+from prefix_jax.mesh import make_mesh
+from prefix_jax.model.prefix import init_prefix
+
+ROWS, TOKENS = 8, 12
+OPTIMIZER = make_optimizer(OptimConfig(learning_rate=1e-2), 20)
+
+
+def make_batch(seed=0, rows=ROWS):
+    random = np.random.default_rng(seed)
+    lengths = random.integers(4, TOKENS + 1, rows)
+    mask = np.arange(TOKENS) < lengths[:, None]
+    return {
+        "tokens": random.integers(0, 300, (rows, TOKENS)).astype(np.int32),
+        "mask": mask,
+        "loss_mask": mask & (np.arange(TOKENS) >= lengths[:, None] // 2),
+    }
+
+
+def start(backbone, method="prefix", **prefix):
+    params = {"backbone": backbone}
+    if method == "prefix":
+        config = PrefixConfig(init="random", length=5, **prefix)
+        params["prefix"] = init_prefix(backbone, config, key=jax.random.key(1))
+    trainable, frozen = split(params, method)
+    return init_train_state(trainable, OPTIMIZER, jax.random.key(2)), frozen
+
+
+def run(backbone, steps=4, method="prefix", mesh=None, prefix=None, **train):
+    state, frozen = start(backbone, method, **(prefix or {}))
+    step = make_train_step(OPTIMIZER, TrainConfig(batch_size=ROWS, **train), mesh)
+    losses = []
+    for number in range(steps):
+        state, metrics = step(state, frozen, make_batch(number))
+        losses.append(float(metrics["loss"]))
+    return state, losses
+
+
+@pytest.mark.parametrize("method", ["prefix", "top2", "full"])
+def test_training_lowers_the_loss(backbone, method):
+    state, frozen = start(backbone, method)
+    step = make_train_step(OPTIMIZER, TrainConfig(batch_size=ROWS))
+    losses = []
+    for _ in range(20):
+        state, metrics = step(state, frozen, make_batch())
+        losses.append(float(metrics["loss"]))
+    assert losses[-1] < losses[0] - 0.1
+
+
+def test_backbone_bytes_stay_the_same(backbone):
+    """Law 6."""
+    state, frozen = start(backbone)
+    before = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(frozen)]
+    step = make_train_step(OPTIMIZER, TrainConfig(batch_size=ROWS))
+    for number in range(3):
+        state, _ = step(state, frozen, make_batch(number))
+    assert before == [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(frozen)]
+    whole = merge(state.trainable, frozen)["backbone"]
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(backbone), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def _shapes(hlo: str, operations: str) -> list[tuple[str, int]]:
+    """(operation, elements of its result) for each instruction of these kinds."""
+    found = re.findall(rf"= \w+\[([\d,]*)\]\S* ({operations})\(", hlo)
+    return [
+        (name, int(np.prod([int(d) for d in dims.split(",") if d])))
+        for dims, name in found
+    ]
+
+
+def _compiled(backbone, method):
+    state, frozen = start(backbone, method)
+    step = make_train_step(OPTIMIZER, TrainConfig(batch_size=ROWS))
+    return step.lower(state, frozen, make_batch()).compile(), state, frozen
+
+
+def test_compiled_step_has_no_gradient_of_the_backbone(backbone):
+    """Law 6 on the program: no output and no accumulator the shape of a weight.
+
+    The stacked weights [L, ...] enter the program as parameters. A gradient for one
+    would be a second array of its shape: a zero-filled accumulator of the backward
+    scan. Full fine-tuning has one for every weight; the prefix step has none.
+    """
+    weights = {
+        ",".join(map(str, leaf.shape))
+        for leaf in jax.tree.leaves(backbone.blocks)
+        if leaf.ndim > 2
+    }
+
+    def accumulators(compiled):
+        made = re.findall(r"= f32\[([\d,]+)\]\S* broadcast\(", compiled.as_text())
+        return weights & set(made)
+
+    prefix, state, frozen = _compiled(backbone, "prefix")
+    full, *_ = _compiled(backbone, "full")
+    assert accumulators(full) == weights  # the check can fail
+    assert accumulators(prefix) == set()
+    # Everything that leaves the program: the state and four metrics.
+    out = jax.tree.leaves(prefix.out_info)
+    small = count(state.trainable)
+    assert sum(int(np.prod(leaf.shape)) for leaf in out) <= 3 * small + 10
+    assert count(frozen) > 10 * small
+
+
+def test_state_is_donated_and_the_backbone_is_not(backbone):
+    state, frozen = start(backbone)
+    step = make_train_step(OPTIMIZER, TrainConfig(batch_size=ROWS))
+    step(state, frozen, make_batch())
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.trainable))
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(frozen))
+
+
+@pytest.mark.parametrize("kind", ["flat", "mlp"])
+def test_same_seed_same_bits(backbone, kind):
+    settings = {"prefix": {"kind": kind, "dropout": 0.2}}
+    first, losses = run(backbone, **settings)
+    second, again = run(backbone, **settings)
+    assert losses == again
+    for a, b in zip(
+        jax.tree.leaves(first.trainable), jax.tree.leaves(second.trainable), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("normalise", ["token", "sentence"])
+def test_accumulated_equals_whole(backbone, normalise):
+    """Law 7: 4 micro-batches of 2 rows are one batch of 8."""
+    one, losses = run(backbone, normalise=normalise)
+    four, again = run(backbone, normalise=normalise, accumulate=4)
+    np.testing.assert_allclose(losses, again, rtol=1e-5)
+    for a, b in zip(
+        jax.tree.leaves(one.trainable), jax.tree.leaves(four.trainable), strict=True
+    ):
+        np.testing.assert_allclose(a, b, atol=2e-4)
+
+
+def test_mesh_of_one_equals_no_mesh(backbone):
+    plain, _ = run(backbone)
+    meshed, _ = run(backbone, mesh=make_mesh(MeshConfig(data=1)))
+    for a, b in zip(
+        jax.tree.leaves(plain.trainable), jax.tree.leaves(meshed.trainable), strict=True
+    ):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_loss_is_that_of_the_target_tokens_only(backbone):
+    """Against a loss written out in numpy, from the logits."""
+    batch = make_batch()
+    logits = np.asarray(jax.jit(backbone.__call__)(batch["tokens"]), np.float64)
+    expected = 0.0
+    for row in range(ROWS):
+        for t in range(1, TOKENS):
+            if batch["loss_mask"][row, t]:
+                z = logits[row, t - 1]
+                expected += np.log(np.exp(z - z.max()).sum()) + z.max()
+                expected -= z[batch["tokens"][row, t]]
+    sums = loss_sums(backbone, None, batch)
+    np.testing.assert_allclose(sums.nll, expected, rtol=1e-5)
+    assert divisor(batch, "token") == batch["loss_mask"][:, 1:].sum()
+    assert divisor(batch, "sentence") == ROWS
+
+
+def test_label_smoothing_against_optax(backbone):
+    import optax
+
+    batch = make_batch()
+    logits = jax.jit(backbone.__call__)(batch["tokens"])[:, :-1]
+    labels = optax.smooth_labels(jax.nn.one_hot(batch["tokens"][:, 1:], 300), 0.1)
+    expected = optax.softmax_cross_entropy(logits, labels)
+    expected = jnp.sum(expected * batch["loss_mask"][:, 1:])
+    sums = loss_sums(backbone, None, batch, label_smoothing=0.1)
+    np.testing.assert_allclose(sums.smoothed, expected, rtol=1e-5)
+
+
+def test_empty_rows_change_nothing(backbone):
+    """A batch filled up with rows of padding has the loss of its real rows."""
+    batch = make_batch()
+    filled = {
+        name: np.concatenate([array, np.zeros_like(array)])
+        for name, array in batch.items()
+    }
+    evaluate = make_eval_step()
+    small, large = evaluate(backbone, None, batch), evaluate(backbone, None, filled)
+    np.testing.assert_allclose(small["nll"], large["nll"], rtol=1e-6)
+    assert small["tokens"] == large["tokens"]
