@@ -133,7 +133,7 @@ class OptimConfig:
     """The optimizer and its schedule."""
 
     name: Literal["adamw", "muon"] = "adamw"
-    """`muon`: orthogonalised momentum for matrices, AdamW for the rest; pre-training."""
+    """`muon`, for pre-training: orthogonalised momentum for matrices, else AdamW."""
     learning_rate: float = 1e-2
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """After the warm-up: down to 0 at the last step, or constant."""

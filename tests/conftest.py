@@ -7,7 +7,9 @@ import pytest
 import tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from prefix_jax.model.gpt2 import GPT2, GPT2Config
+from prefix_jax.model.gpt2 import GPT2
+from prefix_jax.model.gpt2_config import GPT2Config
+from prefix_jax.model.weights import save_backbone
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -59,3 +61,12 @@ def backbone() -> GPT2:
         eos_token_id=0,
     )
     return GPT2(config, key=jax.random.key(0))
+
+
+@pytest.fixture(scope="session")
+def model_folder(backbone, tokenizer, tmp_path_factory) -> Path:
+    """The random backbone and its tokenizer as a Hugging Face folder."""
+    folder = tmp_path_factory.mktemp("model")
+    save_backbone(folder, backbone)
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -53,6 +53,8 @@ def test_random_start_has_the_size_of_activations(backbone):
     scale = activation_scale(backbone, KEY)
     size = jnp.sqrt(jnp.square(kv.keys).mean((2, 4), keepdims=True))
     np.testing.assert_allclose(size, scale.keys, rtol=0.3)
+    mantissa, _ = np.frexp(scale.values)
+    assert np.all(mantissa == 0.5)  # powers of two: multiplying is exact
 
 
 def test_text_repeats_or_is_cut_to_the_length(backbone):

@@ -5,12 +5,13 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from prefix_jax.model.gpt2 import GPT2
 from prefix_jax.model.kv import KV
 
-Batch = Mapping[str, Int[Array, "B T"] | Bool[Array, "B T"]]
+Batch = Mapping[str, Int[Array | np.ndarray, "B T"] | Bool[Array | np.ndarray, "B T"]]
 """tokens i32, mask bool (real tokens), loss_mask bool (tokens to be predicted)."""
 
 
@@ -37,14 +38,10 @@ def loss_sums(
         if label_smoothing == 0.0:
             return LossSums(nll, nll)
         uniform = jnp.sum(weights * (normaliser - logits.mean(-1)))
-        return LossSums(
-            nll, (1 - label_smoothing) * nll + label_smoothing * uniform
-        )
+        return LossSums(nll, (1 - label_smoothing) * nll + label_smoothing * uniform)
 
 
-def divisor(
-    batch: Batch, normalise: Literal["token", "sentence"]
-) -> Float[Array, ""]:
+def divisor(batch: Batch, normalise: Literal["token", "sentence"]) -> Float[Array, ""]:
     """What the summed loss is divided by: target tokens, or sentences that have any.
 
     `sentence` is the paper's objective: sum over a sentence, mean over the batch.

@@ -14,15 +14,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from prefix_jax.config import Method
 from prefix_jax.errors import InputError
 from prefix_jax.model.gpt2 import GPT2
 from prefix_jax.model.prefix import Prefix
 
 Params = Mapping[str, GPT2 | Prefix]
-"""The parameter tree; after `split` or inside `grad`, the same tree with None leaves."""
+"""The parameter tree; the parts that `split` gives have None leaves."""
 
-TRAINABLE: dict[Method, str] = {
+TRAINABLE: dict[str, str] = {
     "prefix": r"prefix/(?!\w+_scale$)",
     "full": r"backbone/",
     # `split` parts the layers into two stacks first; GPT-2's top is also ln_f. The tied
@@ -38,7 +37,7 @@ def leaf_names(tree: Any) -> list[str]:
     return [_name(path) for path, _ in paths]
 
 
-def split(params: Params, method: Method) -> tuple[Params, Params]:
+def split(params: Params, method: str) -> tuple[Params, Params]:
     """(trainable, frozen): two trees of the shape of `params`, by leaf-name rules.
 
     Trainable leaves are f32 whatever the backbone's dtype, as the optimizer needs; the

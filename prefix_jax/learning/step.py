@@ -1,12 +1,13 @@
 """The training step: the only jit of the library that donates.
 
-    loss(trainable, frozen, batch): argument 0 alone is differentiated, donated and
-    given to optax. The backbone of a prefix run is argument 1: it is read, and that is
-    all that ever happens to it.
+loss(trainable, frozen, batch): argument 0 alone is differentiated, donated and
+given to optax. The backbone of a prefix run is argument 1: it is read, and that is
+all that ever happens to it.
 """
 
 import dataclasses
 from collections.abc import Callable
+from typing import no_type_check
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,8 @@ from prefix_jax.model.gpt2 import GPT2
 from prefix_jax.model.kv import KV
 
 
+# JAX also fills pytrees with things that are not arrays (shapes, None, flags).
+@no_type_check
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
@@ -88,9 +91,7 @@ def make_train_step(
         denominator = divisor(batch, config.normalise)
         key = jax.random.fold_in(state.key, state.step)
         if config.accumulate == 1:
-            (loss, nll), grads = grad(
-                state.trainable, frozen, batch, denominator, key
-            )
+            (loss, nll), grads = grad(state.trainable, frozen, batch, denominator, key)
         else:
 
             def add(total, micro):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 
-class Block(NamedTuple):
+class KeyBlock(NamedTuple):
     """One stretch of positions that queries look at: prefix, cache or own tokens."""
 
     keys: Float[Array, "N S H K"]
@@ -25,7 +25,7 @@ def causal_mask(length: int, mask: Bool[Array, "B T"] | None) -> Bool[Array, "#B
 
 def attend(
     query: Float[Array, "B T H K"],
-    blocks: Sequence[Block],
+    blocks: Sequence[KeyBlock],
     scale: Float[Array, ""] | float,
 ) -> Float[Array, "B T H K"]:
     """Softmax attention of the queries over all blocks, as if they were concatenated.

@@ -11,8 +11,6 @@
 Written after transformers' modeling_gpt2 (behaviour) and tested against it.
 """
 
-import dataclasses
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -22,81 +20,9 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from prefix_jax.errors import InputError
 from prefix_jax.model.activations import PARAMETERS, activation
-from prefix_jax.model.attention import Block as KeyBlock
-from prefix_jax.model.attention import attend, causal_mask
+from prefix_jax.model.attention import KeyBlock, attend, causal_mask
+from prefix_jax.model.gpt2_config import GPT2Config
 from prefix_jax.model.kv import KV
-
-
-@dataclasses.dataclass(frozen=True)
-class GPT2Config:
-    """Shape and variant, with Hugging Face's field names and defaults."""
-
-    vocab_size: int = 50257
-    n_positions: int = 1024
-    n_embd: int = 768
-    n_layer: int = 12
-    n_head: int = 12
-    n_inner: int | None = None
-    activation_function: str = "gelu_new"
-    layer_norm_epsilon: float = 1e-5
-    initializer_range: float = 0.02
-    scale_attn_weights: bool = True
-    scale_attn_by_inverse_layer_idx: bool = False
-    reorder_and_upcast_attn: bool = False
-    tie_word_embeddings: bool = True
-    bos_token_id: int | None = 50256
-    eos_token_id: int | None = 50256
-
-    def __post_init__(self):
-        activation(self.activation_function)
-        sizes = ["vocab_size", "n_positions", "n_embd", "n_layer", "n_head"]
-        for field in sizes if self.n_inner is None else [*sizes, "n_inner"]:
-            value = getattr(self, field)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise InputError(f"{field} is {value!r}; expected a whole number >= 1")
-        if self.n_embd % self.n_head:
-            raise InputError(
-                f"n_embd {self.n_embd} is not a multiple of n_head {self.n_head}"
-            )
-
-    @property
-    def head_width(self) -> int:
-        return self.n_embd // self.n_head
-
-    @property
-    def mlp_width(self) -> int:
-        return 4 * self.n_embd if self.n_inner is None else self.n_inner
-
-    @classmethod
-    def from_dict(cls, values: Mapping) -> "GPT2Config":
-        """From the contents of a `config.json`; fields that change nothing are ignored.
-
-        Raises InputError where the file describes another architecture or a GPT-2 with
-        cross-attention, which this model does not have.
-        """
-        if values.get("model_type", "gpt2") != "gpt2":
-            raise InputError(
-                f"model_type is {values['model_type']!r}; only 'gpt2' can be read"
-            )
-        if values.get("add_cross_attention"):
-            raise InputError(
-                "add_cross_attention is set; expected a decoder-only GPT-2"
-            )
-        aliases = {
-            "hidden_size": "n_embd",
-            "max_position_embeddings": "n_positions",
-            "num_attention_heads": "n_head",
-            "num_hidden_layers": "n_layer",
-        }
-        names = {field.name for field in dataclasses.fields(cls)}
-        fields = {aliases.get(name, name): value for name, value in values.items()}
-        fields = {name: value for name, value in fields.items() if name in names}
-        ends = fields.get("eos_token_id")
-        if isinstance(
-            ends, list
-        ):  # several tokens may end a text; the first is written
-            fields["eos_token_id"] = ends[0] if ends else None
-        return cls(**fields)
 
 
 class Norm(nnx.Module):

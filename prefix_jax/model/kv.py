@@ -1,6 +1,7 @@
 """Keys and values: the one type of a prefix, of a bank of prefixes and of a cache."""
 
 import dataclasses
+from typing import no_type_check
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,8 @@ from jaxtyping import Array, Float
 from prefix_jax.config import PositionMode
 
 
+# JAX also fills pytrees with things that are not arrays (shapes, None, flags).
+@no_type_check
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class KV:

@@ -5,7 +5,7 @@ that call is also the folding: what is stored after training is the `KV` alone.
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +16,12 @@ from transformers import PreTrainedTokenizerBase
 
 from prefix_jax.config import PositionMode, PrefixConfig
 from prefix_jax.errors import InputError
-from prefix_jax.model.gpt2 import GPT2, GPT2Config
+from prefix_jax.model.gpt2 import GPT2
+from prefix_jax.model.gpt2_config import GPT2Config
 from prefix_jax.model.kv import KV
 
 
+@runtime_checkable
 class Prefix(Protocol):
     """What every kind of prefix is: a pytree that gives a `KV` with N = 1."""
 
@@ -30,7 +32,7 @@ class FlatPrefix(nnx.Module):
     """The keys and values themselves, in units of the backbone's own activations.
 
         keys, values              [L P H K]   trained
-        key_scale, value_scale    [L 1 H 1]   fixed: root mean square per layer and head
+        key_scale, value_scale    [L 1 H 1]   fixed: `activation_scale`
 
     Keys and values of one model differ in size by an order of magnitude between layers
     and heads; in these units one learning rate means the same everywhere.
@@ -184,10 +186,11 @@ def init_prefix(
 
 
 def activation_scale(backbone: GPT2, key: PRNGKeyArray) -> KV:
-    """Root mean square of the backbone's keys and values, [L 1 1 H 1] in f32.
+    """Size of the backbone's keys and values by layer and head, [L 1 1 H 1] in f32.
 
-    Measured on random tokens, so that no tokenizer is needed: sizes hardly depend on
-    the text, only on layer and head.
+    The power of two nearest to their root mean square: multiplying by it never rounds,
+    and it is the same on every device. Measured on random tokens, so that no tokenizer
+    is needed: sizes hardly depend on the text.
     """
     length = min(64, backbone.config.n_positions)
     tokens = jax.random.randint(key, (length,), 0, backbone.config.vocab_size)
@@ -195,7 +198,7 @@ def activation_scale(backbone: GPT2, key: PRNGKeyArray) -> KV:
 
     def size(x):
         mean = jnp.square(x).mean((2, 4), keepdims=True)
-        return jnp.maximum(jnp.sqrt(mean), 1e-6)
+        return jnp.exp2(jnp.round(jnp.log2(jnp.sqrt(mean) + 1e-6)))
 
     return KV(size(kv.keys), size(kv.values))
 

@@ -1,0 +1,60 @@
+"""Prefix-tuning in JAX: one frozen language model, many small prefixes."""
+
+from prefix_jax.config import (
+    BackboneConfig,
+    Config,
+    DataConfig,
+    DecodeConfig,
+    MeshConfig,
+    OptimConfig,
+    PrefixConfig,
+    TrainConfig,
+)
+from prefix_jax.decoding.generate import generate
+from prefix_jax.errors import InputError
+from prefix_jax.learning.optim import make_optimizer
+from prefix_jax.learning.split import merge, split
+from prefix_jax.learning.step import (
+    TrainState,
+    init_train_state,
+    make_eval_step,
+    make_train_step,
+)
+from prefix_jax.mesh import make_mesh
+from prefix_jax.model.gpt2 import GPT2
+from prefix_jax.model.gpt2_config import GPT2Config
+from prefix_jax.model.kv import KV
+from prefix_jax.model.loading import load_backbone, load_tokenizer
+from prefix_jax.model.prefix import init_prefix
+from prefix_jax.model.weights import save_backbone
+from prefix_jax.storage.artifact import load_prefix, save_prefix
+
+__all__ = [
+    "GPT2",
+    "KV",
+    "BackboneConfig",
+    "Config",
+    "DataConfig",
+    "DecodeConfig",
+    "GPT2Config",
+    "InputError",
+    "MeshConfig",
+    "OptimConfig",
+    "PrefixConfig",
+    "TrainConfig",
+    "TrainState",
+    "generate",
+    "init_prefix",
+    "init_train_state",
+    "load_backbone",
+    "load_prefix",
+    "load_tokenizer",
+    "make_eval_step",
+    "make_mesh",
+    "make_optimizer",
+    "make_train_step",
+    "merge",
+    "save_backbone",
+    "save_prefix",
+    "split",
+]

@@ -1,0 +1,160 @@
+"""Backbones and tokenizers by name: bundled, in a folder, or on the hub."""
+
+import difflib
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, get_args
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import RepositoryNotFoundError
+from transformers import GPT2Tokenizer, PreTrainedTokenizerFast
+
+from prefix_jax.errors import InputError
+from prefix_jax.model.gpt2 import GPT2
+from prefix_jax.model.gpt2_config import GPT2Config
+from prefix_jax.model.tensor_files import open_tensors, read_json
+from prefix_jax.model.weights import fill
+
+Dtype = Literal["float32", "bfloat16"]
+
+END = "<|endoftext|>"
+"""GPT-2's one special token: it begins and ends a text."""
+
+_BUNDLED = Path(__file__).parent / "tiny"
+_KNOWN = ("tiny", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")
+_CONFIG = ("config.json",)
+_SAFETENSORS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "model-*.safetensors",
+)
+_PICKLES = (
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "pytorch_model-*.bin",
+)
+_TOKENIZER = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+)
+
+
+def load_backbone(
+    name: str | Path, *, dtype: Dtype = "float32", remat: bool = False
+) -> GPT2:
+    """A backbone with its weights, stored and computed in `dtype`.
+
+    `name` is `tiny` (bundled), a Hugging Face folder, or a name on the hub such as
+    `gpt2-medium`. `remat` recomputes each layer in the backward pass. Nothing in a
+    folder or on the hub is ever executed.
+    Raises InputError that says which file or tensor does not fit, or how to go on
+    without a network.
+    """
+    if dtype not in get_args(Dtype):
+        raise InputError(
+            f"dtype is {dtype!r}; expected one of {', '.join(get_args(Dtype))}"
+        )
+    folder = _find(name, (*_CONFIG, *_SAFETENSORS), (*_CONFIG, *_PICKLES))
+    config = GPT2Config.from_dict(read_json(folder / "config.json"))
+    return fill(config, open_tensors(folder), origin=folder, dtype=dtype, remat=remat)
+
+
+def load_config(name: str | Path) -> GPT2Config:
+    """The configuration of the backbone of that name, without its weights."""
+    return GPT2Config.from_dict(read_json(_find(name, _CONFIG) / "config.json"))
+
+
+def load_tokenizer(name: str | Path) -> PreTrainedTokenizerFast:
+    """The tokenizer of the backbone of that name, with a begin and an end token.
+
+    Reads tokenizer.json, or GPT-2's older vocab.json and merges.txt.
+    Raises InputError if the folder has neither, or names no token that ends a text.
+    """
+    folder = _find(name, _TOKENIZER)
+    # The class is fixed here: one that the folder names is never imported.
+    if (folder / "tokenizer.json").is_file():
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+        tokenizer = GPT2Tokenizer.from_pretrained(folder)
+    else:
+        raise InputError(
+            f"no tokenizer in {folder}; expected tokenizer.json, or vocab.json and "
+            "merges.txt"
+        )
+    for role in ("bos_token", "eos_token"):
+        if getattr(tokenizer, role) is None:
+            if END not in tokenizer.get_vocab():
+                raise InputError(
+                    f"the tokenizer in {folder} has no {role} and no {END}; set "
+                    f'"{role}" in its tokenizer_config.json'
+                )
+            setattr(tokenizer, role, END)
+    return tokenizer
+
+
+def _find(
+    name: str | Path, wanted: Sequence[str], otherwise: Sequence[str] = ()
+) -> Path:
+    """The folder that `name` means, fetched from the hub if need be.
+
+    Of a hub's repository only the `wanted` files are fetched, and `otherwise` if it has
+    no safetensors.
+    """
+    name = os.fspath(name)
+    if name == "tiny":
+        return _BUNDLED
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise InputError(f"{name} is a file; give the folder that holds config.json")
+    if _is_path(name):
+        near = folder.parent
+        beside = [path.name for path in near.iterdir()] if near.is_dir() else []
+        close = [str(near / match) for match in _close(folder.name, beside)]
+        raise InputError(f"folder {name} does not exist{_did_you_mean(close)}")
+    # The hub takes no new names without an owner, so a near miss need not ask it.
+    if "/" not in name and name not in _KNOWN:
+        beside = [path.parent.name for path in Path().glob("*/config.json")]
+        if close := _close(name, [*_KNOWN, *beside]):
+            raise InputError(f"there is no backbone {name}{_did_you_mean(close)}")
+    folder = _download(name, wanted)
+    if otherwise and not any(folder.glob("*.safetensors")):
+        folder = _download(name, otherwise)
+    return folder
+
+
+def _is_path(name: str) -> bool:
+    on_hub = re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name, re.ASCII)
+    return on_hub is None or ("/" in name and Path(name).parent.is_dir())
+
+
+def _download(name: str, patterns: Sequence[str]) -> Path:
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(patterns)))
+    except RepositoryNotFoundError:
+        raise InputError(
+            f"the Hugging Face hub has no repository {name} that you may read; "
+            "expected tiny, a folder, or a name such as openai-community/gpt2-medium"
+        ) from None
+    except Exception as error:  # whatever the network or the disk did
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"could not fetch {name} from the Hugging Face hub ({reason}); without a "
+            f"network, run `hf download {name} --local-dir FOLDER` where there is one "
+            "and give that folder instead of the name"
+        ) from error
+
+
+def _close(name: str, names: Sequence[str]) -> list[str]:
+    return difflib.get_close_matches(name, names, n=3, cutoff=0.75)
+
+
+def _did_you_mean(names: Sequence[str]) -> str:
+    return f"; did you mean {' or '.join(names)}?" if names else ""

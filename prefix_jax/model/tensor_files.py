@@ -1,0 +1,183 @@
+"""Weight files of a Hugging Face folder, as named tensors that are read when asked.
+
+Only numbers are ever taken from a file: safetensors holds nothing else, and a pickle
+(`pytorch_model.bin`) is opened with `weights_only=True` or not at all.
+"""
+
+import functools
+import json
+import pickle
+import re
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+
+from prefix_jax.errors import InputError
+
+FLOATS = ("F64", "F32", "F16", "BF16")
+"""Types that weights may have, by safetensors' names."""
+
+
+class Stored(NamedTuple):
+    """One tensor of a file."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    """safetensors' name of it; see `FLOATS`."""
+    read: Callable[[], Float[np.ndarray, "..."]]
+
+
+def open_tensors(folder: Path) -> dict[str, Stored]:
+    """The tensors of the folder's weight files, safetensors before PyTorch's.
+
+    Raises InputError if there are none, or about a damaged file or index.
+    """
+    for stem, open_file in (
+        ("model.safetensors", _open_safetensors),
+        ("pytorch_model.bin", _open_pickle),
+    ):
+        if (folder / stem).is_file():
+            return open_file(folder / stem)
+        index = folder / f"{stem}.index.json"
+        if index.is_file():
+            return _open_shards(index, open_file)
+    held = ", ".join(sorted(path.name for path in folder.iterdir())[:8])
+    raise InputError(
+        f"no weights in {folder}: expected model.safetensors, "
+        "model.safetensors.index.json with its shards, or pytorch_model.bin; "
+        f"found {held or 'nothing'}"
+    )
+
+
+def read_json(path: Path) -> dict:
+    """The object in a JSON file; InputError if the file is missing or holds none."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(
+            f"{path} is missing; expected a Hugging Face folder with a {path.name}"
+        ) from None
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}:{error.lineno}: not JSON: {error.msg}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8: {error}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path} holds {type(values).__name__}; expected an object")
+    return values
+
+
+def _open_shards(index: Path, open_file) -> dict[str, Stored]:
+    shards = read_json(index).get("weight_map")
+    if not isinstance(shards, Mapping) or not shards:
+        raise InputError(
+            f"{index} has no weight_map; expected tensor names and their files"
+        )
+    for name, file in shards.items():
+        # A path would let the index read files from outside the folder.
+        if not isinstance(file, str) or not re.fullmatch(r"\w[\w.-]*", file):
+            raise InputError(
+                f"{index}: {name} is in {file!r}; expected a file beside the index"
+            )
+    files = sorted(set(shards.values()))
+    absent = [file for file in files if not (index.parent / file).is_file()]
+    if absent:
+        raise InputError(
+            f"{index} names {len(files)} files, of which {len(absent)} are not beside "
+            f"it: {', '.join(absent[:8])}; copy or download them again"
+        )
+    tensors = {}
+    for file in files:
+        held = open_file(index.parent / file)
+        listed = {name for name, shard in shards.items() if shard == file}
+        if lost := sorted(listed - held.keys()):
+            raise InputError(
+                f"{index} promises {', '.join(lost[:8])} in {file}, where it is not; "
+                "the index and the files are of different models"
+            )
+        tensors.update(held)
+    return tensors
+
+
+def _open_safetensors(path: Path) -> dict[str, Stored]:
+    try:
+        file = safe_open(path, framework="numpy")
+        tensors = {}
+        for name in file.keys():  # noqa: SIM118 (not a mapping)
+            part = file.get_slice(name)
+            read = functools.partial(file.get_tensor, name)
+            tensors[name] = Stored(tuple(part.get_shape()), part.get_dtype(), read)
+        return tensors
+    except SafetensorError as error:
+        raise InputError(
+            f"{path} is not a whole safetensors file ({error}); "
+            "copy or download it again"
+        ) from None
+
+
+def _open_pickle(path: Path) -> dict[str, Stored]:
+    try:
+        import torch
+    except ImportError:
+        raise InputError(
+            f"{path} is a PyTorch pickle, which only torch can read, and torch is not "
+            "installed; install torch, or where it is installed convert the folder to "
+            f"safetensors once:\n  {_conversion(path.parent)}"
+        ) from None
+    try:
+        values = torch.load(
+            path,
+            map_location="cpu",
+            weights_only=True,
+            mmap=zipfile.is_zipfile(path),  # not of files from before torch 1.6
+        )
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"{path} holds more than tensors, and loading it could run code; refused "
+            f"({_first_line(error)}); ask its author for safetensors"
+        ) from None
+    except (RuntimeError, EOFError, OSError, ValueError) as error:
+        raise InputError(
+            f"{path} is not a PyTorch file that can be read: {_first_line(error)}; "
+            f"convert the folder to safetensors:\n  {_conversion(path.parent)}"
+        ) from None
+    if not isinstance(values, Mapping):
+        raise InputError(
+            f"{path} holds {type(values).__name__}; expected named tensors"
+        )
+    names = {
+        torch.float64: "F64",
+        torch.float32: "F32",
+        torch.float16: "F16",
+        torch.bfloat16: "BF16",
+    }
+    tensors = {}
+    for name, value in values.items():
+        if not isinstance(value, torch.Tensor):
+            raise InputError(
+                f"{path}: {name} is {type(value).__name__}; expected only tensors"
+            )
+        wide = torch.float64 if value.dtype == torch.float64 else torch.float32
+        tensors[name] = Stored(
+            tuple(value.shape),
+            names.get(value.dtype, str(value.dtype)),
+            # numpy has no bf16 of torch's; f32 holds each bf16 exactly.
+            lambda value=value, wide=wide: value.detach().to(wide).numpy(),
+        )
+    return tensors
+
+
+def _conversion(folder: Path) -> str:
+    """A command that adds safetensors to a folder, where torch is installed."""
+    return (
+        'python -c "from transformers import GPT2LMHeadModel as M; '
+        f"M.from_pretrained(r'{folder}').save_pretrained(r'{folder}')\""
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,229 @@
+"""Our parameter tree and Hugging Face's tensors: the mapping, both ways.
+
+A stack's leaf holds all its layers; the file has one tensor a layer, of the same
+numbers in the same order, only flattened to what GPT-2's `Conv1D` expects:
+
+    blocks/0/qkv/kernel  [L D 3 H K]   h.{i}.attn.c_attn.weight  [D 3*H*K]
+    blocks/0/qkv/bias    [L 3 H K]     h.{i}.attn.c_attn.bias    [3*H*K]
+    blocks/0/out/kernel  [L H K D]     h.{i}.attn.c_proj.weight  [H*K D]
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+from safetensors.numpy import save_file
+
+from prefix_jax.errors import InputError
+from prefix_jax.model.gpt2 import GPT2
+from prefix_jax.model.gpt2_config import GPT2Config
+from prefix_jax.model.tensor_files import FLOATS, Stored
+
+# Hugging Face's names without the prefix `transformer.`, which only the head lacks.
+_TOP = {
+    "token_embedding": "wte.weight",
+    "position_embedding": "wpe.weight",
+    "ln_f/scale": "ln_f.weight",
+    "ln_f/bias": "ln_f.bias",
+    "head": "lm_head.weight",
+}
+_LAYER = {
+    "ln_1/scale": "ln_1.weight",
+    "ln_1/bias": "ln_1.bias",
+    "qkv/kernel": "attn.c_attn.weight",
+    "qkv/bias": "attn.c_attn.bias",
+    "out/kernel": "attn.c_proj.weight",
+    "out/bias": "attn.c_proj.bias",
+    "ln_2/scale": "ln_2.weight",
+    "ln_2/bias": "ln_2.bias",
+    "up/kernel": "mlp.c_fc.weight",
+    "up/bias": "mlp.c_fc.bias",
+    "down/kernel": "mlp.c_proj.weight",
+    "down/bias": "mlp.c_proj.bias",
+    "act/weight": "mlp.act.weight",
+    "act/alpha_p": "mlp.act.alpha_p",
+    "act/alpha_n": "mlp.act.alpha_n",
+    "act/beta": "mlp.act.beta",
+    "act/eps": "mlp.act.eps",
+}
+# Causal masks that transformers before 4.26 stored among the weights.
+_OLD_BUFFER = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
+
+
+class _Leaf(NamedTuple):
+    """The tensors that make up one leaf of the tree: one a layer, or one."""
+
+    names: list[str]
+    shape: tuple[int, ...]
+
+
+def save_backbone(folder: str | Path, backbone: GPT2) -> None:
+    """Write `config.json` and `model.safetensors`, as transformers' GPT-2 reads them.
+
+    Parameters keep their types. Raises InputError if `folder` is a file.
+    """
+    folder = Path(folder)
+    if folder.is_file():
+        raise InputError(f"{folder} is a file; give a folder to write the backbone in")
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {
+        name if name == "lm_head.weight" else f"transformer.{name}": tensor
+        for name, tensor in _tensors(backbone).items()
+    }
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    values = {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "torch_dtype": str(backbone.token_embedding.dtype),
+        **dataclasses.asdict(backbone.config),
+    }
+    text = json.dumps(values, indent=2) + "\n"
+    (folder / "config.json").write_text(text, encoding="utf-8")
+
+
+def fingerprint(backbone: GPT2) -> str:
+    """16 hexadecimal digits that name the function a backbone computes.
+
+    SHA-256 over the configuration (as far as it changes the logits) and the weights
+    rounded to bf16, tensor by tensor in Hugging Face's naming. So the f32 and the bf16
+    copy of a backbone agree, and so do its layers in one stack or in two; a change too
+    small for bf16 goes unseen.
+    """
+    config = backbone.config
+    variant = {
+        "n_head": config.n_head,
+        "activation_function": config.activation_function,
+        "layer_norm_epsilon": config.layer_norm_epsilon,
+        "scale_attn_weights": config.scale_attn_weights,
+        "scale_attn_by_inverse_layer_idx": config.scale_attn_by_inverse_layer_idx,
+    }
+    digest = hashlib.sha256(json.dumps(variant, sort_keys=True).encode())
+    rounded = jax.tree.map(lambda x: x.astype(jnp.bfloat16), backbone)
+    for name, tensor in sorted(_tensors(rounded).items()):
+        digest.update(f"{name} {list(tensor.shape)}".encode())
+        digest.update(np.ascontiguousarray(tensor).view(np.uint8).data)
+    return digest.hexdigest()[:16]
+
+
+def fill(
+    config: GPT2Config,
+    stored: Mapping[str, Stored],
+    *,
+    origin: str | Path,
+    dtype: str,
+    remat: bool,
+) -> GPT2:
+    """The backbone of these stored tensors, its parameters in `dtype`.
+
+    One leaf at a time passes through host memory. Raises InputError that names the
+    missing, extra and unfit tensors of `origin`.
+    """
+    shapes = jax.eval_shape(
+        lambda key: GPT2(config, key=key, dtype=dtype, remat=remat), jax.random.key(0)
+    )
+    layout = _layout(shapes)
+    stored = _recognise(layout, stored, origin=origin)
+    leaves, treedef = jax.tree.flatten(shapes)
+    filled = []
+    for leaf, target in zip(layout, leaves, strict=True):
+        array = np.empty((len(leaf.names), *leaf.shape), jnp.dtype(dtype))
+        for row, name in zip(range(len(array)), leaf.names, strict=True):
+            array[row] = stored[name].read()
+        filled.append(jnp.array(array.reshape(target.shape)))
+    return treedef.unflatten(filled)
+
+
+def _layout(backbone: GPT2) -> list[_Leaf]:
+    """What each leaf of the tree is called in the file, in the tree's order."""
+    starts, start = [], 0
+    for stack in backbone.blocks:
+        starts.append(start)
+        start += stack.ln_1.scale.shape[0]
+
+    def describe(path, leaf):
+        path = jax.tree_util.keystr(path, simple=True, separator="/")
+        path = path.removesuffix("/value")
+        if not path.startswith("blocks/"):
+            return _Leaf([_TOP[path]], leaf.shape)
+        _, stack, name = path.split("/", 2)
+        layers, *dims = leaf.shape
+        match name:
+            case "qkv/kernel":
+                dims = [dims[0], math.prod(dims[1:])]
+            case "out/kernel":
+                dims = [math.prod(dims[:-1]), dims[-1]]
+            case "qkv/bias":
+                dims = [math.prod(dims)]
+        first = starts[int(stack)]
+        numbers = range(first, first + layers)
+        return _Leaf([f"h.{i}.{_LAYER[name]}" for i in numbers], tuple(dims))
+
+    paths, _ = jax.tree_util.tree_flatten_with_path(backbone)
+    return [describe(path, leaf) for path, leaf in paths]
+
+
+def _tensors(backbone: GPT2) -> dict[str, Float[np.ndarray, "..."]]:
+    """The parameters under Hugging Face's names and in its shapes."""
+    tensors = {}
+    for leaf, value in zip(_layout(backbone), jax.tree.leaves(backbone), strict=True):
+        rows = np.asarray(value).reshape(len(leaf.names), *leaf.shape)
+        tensors.update(zip(leaf.names, map(np.asarray, rows), strict=True))
+    return tensors
+
+
+def _recognise(
+    layout: list[_Leaf], stored: Mapping[str, Stored], *, origin: str | Path
+) -> dict[str, Stored]:
+    """`stored` under bare names, or an InputError about what does not fit."""
+    expected = {name: leaf.shape for leaf in layout for name in leaf.names}
+    found, problems = {}, []
+    for name, tensor in stored.items():
+        bare = name.removeprefix("transformer.")
+        if bare in found:
+            problems.append(f"{bare}: there twice, with and without transformer.")
+        elif not _OLD_BUFFER.fullmatch(bare):
+            found[bare] = tensor
+
+    # A tied head may be stored too, or stored in place of the embedding.
+    tied = "lm_head.weight" not in expected
+    if tied and (head := found.pop("lm_head.weight", None)) is not None:
+        embedding = found.setdefault("wte.weight", head)
+        if embedding is not head and not (
+            embedding.shape == head.shape
+            and np.array_equal(embedding.read(), head.read())
+        ):
+            problems.append(
+                "lm_head.weight: differs from wte.weight although config.json ties "
+                'them; set "tie_word_embeddings": false there to keep it'
+            )
+
+    for name, shape in expected.items():
+        if name not in found:
+            problems.append(f"{name}: missing, expected {list(shape)}")
+        elif found[name].shape != shape:
+            given = list(found[name].shape)
+            problems.append(f"{name}: found {given}, expected {list(shape)}")
+        elif found[name].dtype not in FLOATS:
+            wanted = ", ".join(FLOATS)
+            problems.append(f"{name}: found {found[name].dtype}, expected {wanted}")
+    for name in found.keys() - expected.keys():
+        given = list(found[name].shape)
+        problems.append(f"{name}: unexpected, found {given}")
+    if problems:
+        shown = problems[:8]
+        if len(problems) > len(shown):
+            shown.append(f"and {len(problems) - len(shown)} more")
+        raise InputError(
+            f"the tensors in {origin} are not those of the GPT-2 in its config.json:"
+            + "".join(f"\n  {problem}" for problem in shown)
+        )
+    return found

@@ -1,0 +1,284 @@
+"""The numbers of a run: `metrics.jsonl`, TensorBoard if asked for, and a picture.
+
+    {"step": 10, "split": "train", "loss": 2.31, "learning_rate": 0.0098, ...}
+    {"step": 100, "split": "validation", "loss": 1.97, "perplexity": 7.17}
+
+Numbers are finite or null. `loss` is in nats per target token.
+"""
+
+import json
+import math
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+
+from prefix_jax.errors import InputError
+
+Split = Literal["train", "validation"]
+Line = dict[str, Any]
+
+_NAME = "metrics.jsonl"
+# Okabe and Ito's colours: told apart with any kind of colour vision.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_GREY = "#555555"
+
+
+class MetricsLog:
+    """Appends to `workdir/metrics.jsonl` (and TensorBoard's files beside it).
+
+    A line is on its way to the disk when `write` returns; a line that a killed process
+    left unfinished is dropped.
+    """
+
+    def __init__(self, workdir: Path, *, tensorboard: bool = False):
+        """Opens the file. InputError if TensorBoard is asked for and not installed."""
+        self._path = Path(workdir) / _NAME
+        self._board = _Board(Path(workdir) / "tensorboard") if tensorboard else None
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._rewrite(_parse(self._path))
+
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+    def write(self, step: int, split: Split, values: Mapping[str, float | int]) -> None:
+        """One line; NaN and infinity become null."""
+        numbers = {name: _number(value) for name, value in values.items()}
+        line = {"step": step, "split": split, **numbers}
+        self._file.write(json.dumps(line, allow_nan=False) + "\n")
+        if self._board is not None:
+            self._board.write(step, split, numbers)
+
+    def flush(self) -> None:
+        """Hand everything written so far to the operating system."""
+        self._file.flush()
+        if self._board is not None:
+            self._board.flush()
+
+    def truncate_after(self, step: int) -> None:
+        """Forget the lines of later steps, which a resumed run will write again."""
+        self._file.close()
+        lines = _parse(self._path)
+        self._rewrite(line for line in lines if line["step"] <= step)
+        if self._board is not None:
+            self._board.restart(step)
+
+    def _rewrite(self, lines: Iterator[Line]) -> None:
+        """Replace the file by these lines, whole or not at all, and open it."""
+        fresh = self._path.with_name(f".{_NAME}.new")
+        with fresh.open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines)
+        os.replace(fresh, self._path)
+        self._file = self._path.open("a", encoding="utf-8", buffering=1)
+
+
+def read_metrics(workdir: Path) -> list[Line]:
+    """Every line of `workdir/metrics.jsonl`, in order; [] if there is no such file.
+
+    Raises InputError for a line that is not one of ours, naming it.
+    """
+    return list(_parse(Path(workdir) / _NAME))
+
+
+def plot_curves(
+    runs: Path | Mapping[str, Path], path: Path | None = None
+) -> Path | None:
+    """Draw loss (and BLEU, if it was measured) by step; returns the picture's path.
+
+    `runs` is a workdir, whose picture is `curves.png` in it, or {label: workdir} for
+    several runs in one picture at `path`. Training loss is drawn thin, with its moving
+    average (of n points over sqrt(n)) thick; validation as points. Returns None if
+    nothing was logged, or (with a warning) if matplotlib is not installed.
+    """
+    if isinstance(runs, Mapping):
+        workdirs = dict(runs)
+        if path is None:
+            raise InputError("several runs are one picture: say where with `path`")
+    else:
+        workdirs, path = {"": Path(runs)}, path or Path(runs) / "curves.png"
+    logs = {label: read_metrics(workdir) for label, workdir in workdirs.items()}
+    if not any(logs.values()):
+        return None
+    try:
+        import matplotlib.style
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        warnings.warn(
+            f"{path} was not drawn: matplotlib is missing; pip install matplotlib",
+            stacklevel=2,
+        )
+        return None
+    has_bleu = any(_series(log, "validation", "bleu")[0].size for log in logs.values())
+    # The user's own style (a dark one, say) and pyplot's global state stay out of it.
+    with matplotlib.style.context("default"):
+        figure = Figure(figsize=(7.5, 6.5 if has_bleu else 4.5), layout="constrained")
+        FigureCanvasAgg(figure)
+        grid = figure.subplots(
+            2 if has_bleu else 1,
+            sharex=True,
+            squeeze=False,
+            height_ratios=[2, 1] if has_bleu else [1],
+        )
+        panels = list(grid[:, 0])
+        for colour, (label, log) in zip(_cycle(len(logs)), logs.items(), strict=True):
+            _draw_loss(panels[0], log, label, colour)
+            if has_bleu:
+                steps, values = _series(log, "validation", "bleu")
+                panels[1].plot(steps, values, "o-", color=colour, markersize=5)
+        _finish(panels, several=len(logs) > 1)
+        figure.align_ylabels()
+        figure.savefig(path, dpi=150)
+    return path
+
+
+def _draw_loss(axes, log: Sequence[Line], label: str, colour: str) -> None:
+    steps, loss = _series(log, "train", "loss")
+    window = math.isqrt(len(loss)) | 1  # odd, so that it is centred
+    axes.plot(steps, loss, color=colour, linewidth=0.8, alpha=0.3)
+    axes.plot(steps, _moving_average(loss, window), color=colour, linewidth=1.8)
+    steps, loss = _series(log, "validation", "loss")
+    axes.plot(
+        steps,
+        loss,
+        "o--",
+        color=colour,
+        linewidth=1,
+        markersize=6,
+        markeredgecolor="white",
+    )
+    axes.plot([], [], color=colour, linewidth=4, label=label)  # for the legend
+
+
+def _finish(panels: list, *, several: bool) -> None:
+    loss = panels[0]
+    colour = _GREY if several else _COLOURS[0]
+    runs = loss.get_legend_handles_labels() if several else ([], [])
+    (smooth,) = loss.plot([], [], color=colour, linewidth=1.8)
+    (points,) = loss.plot(
+        [], [], "o--", color=colour, linewidth=1, markeredgecolor="white"
+    )
+    loss.legend(
+        [*runs[0], smooth, points],
+        [*runs[1], "training (moving average)", "validation"],
+        frameon=False,
+    )
+    loss.set_ylabel("loss (nats per target token)")
+    for axes in panels:
+        axes.grid(color="#e5e5e5", linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    if len(panels) > 1:
+        panels[1].set_ylabel("validation BLEU")
+    panels[-1].set_xlabel("optimizer step")
+
+
+def _cycle(number: int) -> Iterator[str]:
+    return (_COLOURS[i % len(_COLOURS)] for i in range(number))
+
+
+def _series(
+    log: Sequence[Line], split: Split, name: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values of one metric, without the nulls."""
+    pairs = [
+        (line["step"], line[name])
+        for line in log
+        if line["split"] == split and line.get(name) is not None
+    ]
+    array = np.array(pairs, float).reshape(-1, 2)
+    return array[:, 0], array[:, 1]
+
+
+def _moving_average(values: np.ndarray, window: int) -> np.ndarray:
+    """Centred; near the ends over the values that are there."""
+    if not len(values):
+        return values
+    ones = np.ones(window)
+    count = np.convolve(np.ones(len(values)), ones, mode="same")
+    return np.convolve(values, ones, mode="same") / count
+
+
+def _number(value: float | int) -> float | int | None:
+    number = value if isinstance(value, int) else float(value)
+    return number if math.isfinite(number) else None
+
+
+def _parse(path: Path) -> Iterator[Line]:
+    """The lines of a metrics file, without a last one that has no end."""
+    if not path.exists():
+        return
+    texts = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+    for number, text in enumerate(texts, 1):
+        try:
+            line = json.loads(text)
+        except ValueError:
+            line = None
+        if not (
+            isinstance(line, dict)
+            and isinstance(line.get("step"), int)
+            and isinstance(line.get("split"), str)
+        ):
+            raise InputError(
+                f'{path}, line {number}: expected {{"step": ..., "split": ..., ...}}, '
+                f"found {text[:80]!r}; mend or remove the line"
+            )
+        yield line
+
+
+class _Board:
+    """TensorBoard's event files, written by tensorboardX."""
+
+    def __init__(self, folder: Path):
+        try:
+            from tensorboardX import SummaryWriter
+        except ImportError as error:
+            raise InputError(
+                "train.tensorboard needs tensorboardX, which is not installed; "
+                "pip install 'prefix-jax[tensorboard]', or leave the option out "
+                "(metrics.jsonl holds the same numbers)"
+            ) from error
+        self._folder, self._new = folder, SummaryWriter
+        self._writer = None
+        self._purge_from: int | None = None
+
+    def write(self, step: int, split: str, numbers: Mapping[str, float | None]) -> None:
+        if self._writer is None:
+            start = self._purge_from
+            self._writer = self._new(
+                str(self._folder),
+                purge_step=start,
+                # Names hold the second: a file opened in the same one would be lost.
+                filename_suffix="" if start is None else f".from{start}",
+            )
+        for name, value in numbers.items():
+            if value is not None:
+                self._writer.add_scalar(f"{split}/{name}", value, step)
+
+    def restart(self, step: int) -> None:
+        """Hide what earlier files say of the steps after `step`."""
+        self.close()
+        self._purge_from = step + 1
+
+    def flush(self) -> None:
+        if self._writer is not None:
+            self._writer.flush()
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None

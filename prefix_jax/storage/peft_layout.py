@@ -1,0 +1,122 @@
+"""PEFT's layout of a prefix: one tensor, and a description of its shape.
+
+    prompt_embeddings  [P L*2*D]    column ((2 * layer + kv) * H + head) * K + d,
+                                    kv 0 = key, 1 = value
+
+The original repository, `adapters` and P-tuning v2 order their columns alike.
+"""
+
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from prefix_jax.config import PositionMode
+from prefix_jax.errors import InputError
+from prefix_jax.model.gpt2_config import GPT2Config
+from prefix_jax.model.kv import KV
+
+TENSOR = "prompt_embeddings"
+
+
+def to_tensor(kv: KV, config: GPT2Config) -> Float[np.ndarray, "P C"]:
+    """PEFT's tensor, f32, of one prefix for a backbone of this shape; C = L*2*H*K.
+
+    Raises InputError for a bank of prefixes, or another backbone's.
+    """
+    layers, number, length, heads, width = kv.keys.shape
+    if (layers, heads, width) != (config.n_layer, config.n_head, config.head_width):
+        raise InputError(
+            f"the prefix has {layers} layers of {heads} heads of width {width}; the "
+            f"backbone has {config.n_layer} of {config.n_head} of {config.head_width}"
+        )
+    if number != 1:
+        raise InputError(
+            f"a bank of {number} prefixes cannot be stored in one folder; store one at "
+            "a time"
+        )
+    pair = np.stack([np.asarray(kv.keys[:, 0]), np.asarray(kv.values[:, 0])], axis=1)
+    positions_first = pair.astype(np.float32).transpose(2, 0, 1, 3, 4)  # P L 2 H K
+    return np.ascontiguousarray(positions_first).reshape(length, -1)
+
+
+def from_tensor(
+    tensor: Float[np.ndarray, "P C"], config: GPT2Config, position_mode: PositionMode
+) -> KV:
+    """The inverse of `to_tensor`."""
+    shape = (len(tensor), config.n_layer, 2, config.n_head, config.head_width)
+    keys, values = tensor.reshape(shape).transpose(2, 1, 0, 3, 4)
+    return KV(jnp.asarray(keys[:, None]), jnp.asarray(values[:, None]), position_mode)
+
+
+def adapter_config(
+    config: GPT2Config, length: int, name: str | None
+) -> dict[str, object]:
+    """PEFT's `adapter_config.json`: what it needs, and what older releases need too."""
+    return {
+        "peft_type": "PREFIX_TUNING",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": name,
+        "inference_mode": True,
+        "num_virtual_tokens": length,
+        "num_layers": config.n_layer,
+        "token_dim": config.n_embd,
+        "num_attention_heads": config.n_head,
+        "num_transformer_submodules": 1,
+        "encoder_hidden_size": config.n_embd,
+        "prefix_projection": False,
+    }
+
+
+def check_tensor(
+    tensor: Float[np.ndarray, "..."], origin: str, config: GPT2Config
+) -> None:
+    """InputError unless the tensor is finite and of the backbone's shape."""
+    expected = config.n_layer * 2 * config.n_embd
+    if tensor.ndim != 2 or tensor.shape[1] != expected or not len(tensor):
+        raise InputError(
+            f"{origin} has shape {list(tensor.shape)}; this backbone ({config.n_layer} "
+            f"layers, {config.n_head} heads, width {config.n_embd}) needs "
+            f"[positions, {expected}]"
+        )
+    bad = tensor.size - int(np.isfinite(tensor).sum())
+    if bad:
+        raise InputError(
+            f"{bad} of {tensor.size} numbers in {origin} are NaN or infinite; training "
+            "diverged or the file is damaged: lower the learning rate, or take an "
+            "earlier prefix"
+        )
+
+
+def write_tensor(path: Path, tensor: Float[np.ndarray, "P C"]) -> None:
+    """A safetensors file as PEFT writes it."""
+    save_file({TENSOR: tensor}, path, metadata={"format": "pt"})
+
+
+def read_tensor(path: Path) -> Float[np.ndarray, "..."]:
+    """The tensor of a file, in f32. InputError for anything else in it, or damage."""
+    if not path.is_file():
+        hint = ""
+        if (path.parent / "adapter_model.bin").exists():
+            hint = (
+                "; adapter_model.bin beside it is a pickle, which is not read: load it "
+                "with PEFT and save_pretrained it again"
+            )
+        raise InputError(f"{path} is missing{hint}")
+    try:
+        with safe_open(path, framework="flax") as file:
+            names = sorted(file.keys())
+            if names != [TENSOR]:
+                raise InputError(
+                    f"{path} holds the tensors {', '.join(names[:8]) or '(none)'}; "
+                    f"expected {TENSOR} alone"
+                )
+            tensor = file.get_tensor(TENSOR)
+    except SafetensorError as error:
+        raise InputError(f"{path} is not a whole safetensors file: {error}") from error
+    if not jnp.issubdtype(tensor.dtype, jnp.floating):
+        raise InputError(f"{path}: {TENSOR} is {tensor.dtype}; expected floating point")
+    return np.asarray(tensor, np.float32)
