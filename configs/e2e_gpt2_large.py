@@ -1,6 +1,6 @@
 """E2E NLG on GPT-2 large with the paper's settings (Li & Liang 2021).
 
-    prefix-jax train configs/e2e_gpt2_large.py --data.path FOLDER --workdir runs/e2e_large
+    prefix-jax train configs/e2e_gpt2_large.py --data.path FOLDER --workdir DIR
 
 Prefix length 5, the MLP of width 512, AdamW at 8e-5 with linear decay and no warm-up,
 5 epochs of 42,061 examples at batch 10, gradients clipped at 1, seed 101. The paper

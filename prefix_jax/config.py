@@ -144,6 +144,20 @@ class OptimConfig:
     clip_norm: float | None = 1.0
     """Global gradient norm above which gradients are scaled down; None: never."""
 
+    def __post_init__(self):
+        if not self.learning_rate > 0:
+            raise InputError(
+                f"optim.learning_rate is {self.learning_rate}; it must be above 0"
+            )
+        if self.warmup_steps < 0:
+            raise InputError(
+                f"optim.warmup_steps is {self.warmup_steps}; it must be at least 0"
+            )
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise InputError(
+                f"optim.clip_norm is {self.clip_norm}; it must be above 0, or None"
+            )
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
@@ -171,6 +185,29 @@ class TrainConfig:
     tensorboard: bool = False
 
     def __post_init__(self):
+        for name, least in (
+            ("steps", 0),
+            ("batch_size", 1),
+            ("accumulate", 1),
+            ("eval_every", 1),
+            ("checkpoint_every", 1),
+            ("log_every", 1),
+            ("samples", 0),
+        ):
+            if getattr(self, name) < least:
+                raise InputError(
+                    f"train.{name} is {getattr(self, name)}; "
+                    f"it must be at least {least}"
+                )
+        if self.eval_batches is not None and self.eval_batches < 1:
+            raise InputError(
+                f"train.eval_batches is {self.eval_batches}; it must be at least 1, "
+                "or None for the whole split"
+            )
+        if not 0 <= self.label_smoothing < 1:
+            raise InputError(
+                f"train.label_smoothing is {self.label_smoothing}; expected 0 <= s < 1"
+            )
         if self.batch_size % self.accumulate:
             raise InputError(
                 f"train.batch_size {self.batch_size} is not a multiple of "
@@ -186,6 +223,13 @@ class DecodeConfig:
     max_new_tokens: int = 100
     batch_size: int = 32
     """Prompts decoded at a time."""
+
+    def __post_init__(self):
+        for name in ("max_new_tokens", "batch_size"):
+            if getattr(self, name) < 1:
+                raise InputError(
+                    f"decode.{name} is {getattr(self, name)}; it must be at least 1"
+                )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Int
 from transformers import PreTrainedTokenizerBase
 
 from prefix_jax.config import DecodeConfig
@@ -19,7 +20,7 @@ PROMPT_BUCKET = 32
 def generate(
     backbone: GPT2,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str] | Sequence[Sequence[int]],
+    prompts: Sequence[str | Sequence[int] | Int[np.ndarray, "_"]],
     *,
     prefix: KV | None = None,
     decode: DecodeConfig = DecodeConfig(),
@@ -57,8 +58,11 @@ def generate(
             max_new_tokens=decode.max_new_tokens,
             end=end,
         )
-        for i, row in zip(chosen, np.asarray(out), strict=False):
-            texts[i] = tokenizer.decode(_until(row, end), skip_special_tokens=True)
+        written = tokenizer.batch_decode(
+            [_until(row, end) for row in np.asarray(out)], skip_special_tokens=True
+        )
+        for i, text in zip(chosen, written, strict=False):
+            texts[i] = text
         progress(len(chosen))
     return texts
 

@@ -36,6 +36,7 @@ def greedy(
     first = backbone.forward(
         tokens, prefix=prefix, mask=mask, positions=positions, collect=True
     )
+    assert first.kv is not None
     cache = empty_cache(
         config.n_layer, rows, slots, config.n_head, config.head_width, backbone.dtype
     )
@@ -65,6 +66,7 @@ def greedy(
             positions=(offset + real + step)[:, None],
             collect=True,
         )
+        assert then.kv is not None
         cache = _write(cache, then.kv, length + step)
         seen = seen.at[:, length + step].set(True)
         return step + 1, choose(then.hidden), cache, seen, done, out

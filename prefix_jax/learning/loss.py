@@ -5,13 +5,12 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from prefix_jax.model.gpt2 import GPT2
 from prefix_jax.model.kv import KV
 
-Batch = Mapping[str, Int[Array | np.ndarray, "B T"] | Bool[Array | np.ndarray, "B T"]]
+Batch = Mapping[str, Int[Array, "B T"] | Bool[Array, "B T"]]
 """tokens i32, mask bool (real tokens), loss_mask bool (tokens to be predicted)."""
 
 

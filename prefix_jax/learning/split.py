@@ -7,8 +7,7 @@ gradient of the trainable part, or an optimizer state for it, has no frozen leaf
 """
 
 import re
-from collections.abc import Mapping
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +17,13 @@ from prefix_jax.errors import InputError
 from prefix_jax.model.gpt2 import GPT2
 from prefix_jax.model.prefix import Prefix
 
-Params = Mapping[str, GPT2 | Prefix]
-"""The parameter tree; the parts that `split` gives have None leaves."""
+
+class Params(TypedDict):
+    """The parameter tree; the parts that `split` gives have None leaves."""
+
+    backbone: GPT2
+    prefix: NotRequired[Prefix]
+
 
 TRAINABLE: dict[str, str] = {
     "prefix": r"prefix/(?!\w+_scale$)",

@@ -7,7 +7,7 @@ all that ever happens to it.
 
 import dataclasses
 from collections.abc import Callable
-from typing import no_type_check
+from typing import cast, no_type_check
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +49,8 @@ def init_train_state(
     stay valid.
     """
     trainable = jax.tree.map(jnp.copy, trainable)
-    return TrainState(jnp.int32(0), trainable, optimizer.init(trainable), key)
+    slots = optimizer.init(cast(optax.Params, trainable))
+    return TrainState(jnp.int32(0), trainable, slots, key)
 
 
 def make_train_step(
@@ -112,12 +113,12 @@ def make_train_step(
                 (micro_batches(batch), jnp.arange(config.accumulate)),
             )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
-        trainable = optax.apply_updates(state.trainable, updates)
+        trainable = cast(Params, optax.apply_updates(state.trainable, updates))
         tokens = divisor(batch, "token")
         metrics = {
             "loss": nll / tokens,
             "objective": loss,
-            "grad_norm": optax.global_norm(grads),
+            "grad_norm": optax.tree.norm(grads),
             "target_tokens": tokens,
         }
         return TrainState(state.step + 1, trainable, opt_state, state.key), metrics

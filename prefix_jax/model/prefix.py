@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 from transformers import PreTrainedTokenizerBase
 
 from prefix_jax.config import PositionMode, PrefixConfig
@@ -139,7 +139,7 @@ def init_prefix(
     *,
     key: PRNGKeyArray,
     tokenizer: PreTrainedTokenizerBase | None = None,
-    examples: Sequence[Sequence[int]] = (),
+    examples: Sequence[Sequence[int] | Int[np.ndarray, "_"]] = (),
 ) -> FlatPrefix | MLPPrefix:
     """A prefix for `backbone`, started as `config.init` says.
 

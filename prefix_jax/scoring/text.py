@@ -20,9 +20,9 @@ def bleu(texts: Sequence[str], references: Sequence[Sequence[str]]) -> float:
     if any(not accepted for accepted in references):
         raise InputError("every text needs at least one reference")
     most = max(len(accepted) for accepted in references)
-    # sacrebleu wants one stream per reference number, with None where there is none.
+    # sacrebleu wants one stream per reference number, with empty where there is none.
     streams = [
-        [accepted[i] if i < len(accepted) else None for accepted in references]
+        [accepted[i] if i < len(accepted) else "" for accepted in references]
         for i in range(most)
     ]
-    return sacrebleu.corpus_bleu(list(texts), streams).score
+    return sacrebleu.corpus_bleu(texts, streams).score
