@@ -18,9 +18,9 @@ from prefix_jax.config import (
 )
 
 config = Config(
-    prefix=PrefixConfig(length=20, init="examples"),
+    prefix=PrefixConfig(length=40, init="examples"),
     data=DataConfig(source="e2e", max_length=192),
-    optim=OptimConfig(learning_rate=2e-2),
+    optim=OptimConfig(learning_rate=0.1),
     train=TrainConfig(
         steps=1000,
         batch_size=32,

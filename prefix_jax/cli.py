@@ -67,8 +67,9 @@ class Compare(Config):
     split: Literal["validation", "test"] = "test"
     limit: int | None = None
     """Write texts for the first so many sources only."""
-    full_learning_rate: float = 1e-3
-    """Learning rate of `full` and `top2`, whose best is not a prefix's."""
+    full_learning_rate: float | None = None
+    """Learning rate of `full`; None: its default. So is the next."""
+    top2_learning_rate: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +148,10 @@ def _compare(arguments: list[str]) -> int:
         _config(options),
         options.workdir,
         methods=options.methods,
-        learning_rates=dict.fromkeys(("full", "top2"), options.full_learning_rate),
+        learning_rates={
+            "full": options.full_learning_rate,
+            "top2": options.top2_learning_rate,
+        },
         split=options.split,
         limit=options.limit,
     )

@@ -134,7 +134,9 @@ class OptimConfig:
 
     name: Literal["adamw", "muon"] = "adamw"
     """`muon`, for pre-training: orthogonalised momentum for matrices, else AdamW."""
-    learning_rate: float = 1e-2
+    learning_rate: float | None = None
+    """Peak rate. None: 0.1 for a flat prefix, whose units are the activations' own
+    size; 1e-3 for an MLP's or the backbone's weights."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """After the warm-up: down to 0 at the last step, or constant."""
     warmup_steps: int = 0
@@ -145,7 +147,7 @@ class OptimConfig:
     """Global gradient norm above which gradients are scaled down; None: never."""
 
     def __post_init__(self):
-        if not self.learning_rate > 0:
+        if self.learning_rate is not None and not self.learning_rate > 0:
             raise InputError(
                 f"optim.learning_rate is {self.learning_rate}; it must be above 0"
             )
@@ -251,6 +253,16 @@ class Config:
     train: TrainConfig = TrainConfig()
     decode: DecodeConfig = DecodeConfig()
     mesh: MeshConfig = MeshConfig()
+
+    def resolved(self) -> "Config":
+        """The same run with every value that depends on others filled in."""
+        if self.optim.learning_rate is not None:
+            return self
+        flat = self.train.method == "prefix" and self.prefix.kind == "flat"
+        rate = 0.1 if flat else 1e-3
+        return dataclasses.replace(
+            self, optim=dataclasses.replace(self.optim, learning_rate=rate)
+        )
 
     def to_dict(self) -> dict:
         """Nested plain values, ready for JSON."""

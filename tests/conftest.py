@@ -11,6 +11,9 @@ from prefix_jax.model.gpt2 import GPT2
 from prefix_jax.model.gpt2_config import GPT2Config
 from prefix_jax.model.weights import save_backbone
 
+# Before jax makes its devices: eight, so that sharding is tested on any machine.
+jax.config.update("jax_num_cpu_devices", 8)
+
 REPOSITORY = Path(__file__).parents[1]
 
 END = "<|endoftext|>"

@@ -18,6 +18,7 @@ from prefix_jax.config import (
     Config,
     DataConfig,
     DecodeConfig,
+    MeshConfig,
     OptimConfig,
     PrefixConfig,
     TrainConfig,
@@ -64,6 +65,7 @@ def config(model_folder, data_folder):
             samples=1,
         ),
         decode=DecodeConfig(max_new_tokens=4),
+        mesh=MeshConfig(data=1),
     )
 
 
@@ -318,6 +320,7 @@ def test_language_modelling_trains_and_samples(model_folder, tmp_path):
             method="full", steps=4, batch_size=4, eval_every=4, samples=1
         ),
         decode=DecodeConfig(max_new_tokens=4),
+        mesh=MeshConfig(data=1),
     )
     train(config, tmp_path / "run", quiet())
     validation = [x for x in lines(tmp_path / "run") if x["split"] == "validation"]

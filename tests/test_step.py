@@ -195,3 +195,46 @@ def test_empty_rows_change_nothing(backbone):
     small, large = evaluate(backbone, None, batch), evaluate(backbone, None, filled)
     np.testing.assert_allclose(small["nll"], large["nll"], rtol=1e-6)
     assert small["tokens"] == large["tokens"]
+
+
+@pytest.fixture
+def eight():
+    if jax.device_count() < 8:
+        pytest.skip("needs 8 devices; conftest.py asks for them before jax starts")
+    return make_mesh(MeshConfig(data=8))
+
+
+def test_eight_devices_equal_one(backbone, eight):
+    """Law 7, to f32 rounding: the order of the sums differs."""
+    one, losses = run(backbone)
+    many, again = run(backbone, mesh=eight)
+    np.testing.assert_allclose(losses, again, rtol=1e-5)
+    for a, b in zip(
+        jax.tree.leaves(one.trainable), jax.tree.leaves(many.trainable), strict=True
+    ):
+        np.testing.assert_allclose(a, b, atol=2e-4)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_collectives_are_no_larger_than_the_prefix(backbone, eight, dtype):
+    """Law 6, sharded by data; the gradient is all-reduced in f32 (section 4)."""
+    narrow = jax.tree.map(lambda x: x.astype(dtype), backbone)
+    narrow.dtype = jnp.dtype(dtype)
+    state, frozen = start(narrow)
+    step = make_train_step(OPTIMIZER, TrainConfig(batch_size=ROWS), eight)
+    text = step.lower(state, frozen, make_batch()).compile().as_text()
+    largest = max(leaf.size for leaf in jax.tree.leaves(state.trainable))
+    reduced = []
+    for line in text.splitlines():
+        if not re.search(r"(all-reduce|all-gather|all-to-all|reduce-scatter)\(", line):
+            continue
+        assert "all-reduce(" in line, line
+        # The result is one array or a tuple of them: everything before the operation.
+        for kind, dims in re.findall(
+            r"(\w+)\[([\d,]*)\]", line.split("all-reduce(")[0]
+        ):
+            size = int(np.prod([int(d) for d in dims.split(",") if d]))
+            reduced.append((kind, size))
+    assert reduced, "a data-parallel step must reduce its gradient"
+    assert max(size for _, size in reduced) <= largest
+    assert {kind for kind, size in reduced if size > 1} == {"f32"}

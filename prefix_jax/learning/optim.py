@@ -13,6 +13,10 @@ from prefix_jax.learning.split import leaf_names
 
 def make_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
     """Learning rate by step: linear warm-up, then constant or down to 0 at `steps`."""
+    if config.learning_rate is None:
+        raise InputError(
+            "optim.learning_rate is None; give a number (Config.resolved() chooses one)"
+        )
     if config.warmup_steps > steps:
         raise InputError(
             f"optim.warmup_steps {config.warmup_steps} is more than train.steps {steps}"
