@@ -3,11 +3,11 @@
     python -m prefix_jax.model.tiny.corpus --text FOLDER --out corpus
     prefix-jax train configs/pretrain_tiny.py --data.path corpus --workdir runs/tiny
 
-FOLDER holds enwik8, WikiText-2 and 18 Gutenberg books (`corpus --help`). Took 82 minutes
-on two CPU cores that had other work too, and reached a validation loss of 3.756 nats per
-token (1.561 bits per byte). What is bundled is runs/tiny/best, read with
-`load_backbone(..., dtype="bfloat16")` and written with `save_backbone`; its log and curve
-are in prefix_jax/model/tiny.
+FOLDER holds enwik8, WikiText-2 and 18 Gutenberg books (see `corpus --help`). Took 82
+minutes on two CPU cores that had other work too, and reached a validation loss of 3.756
+nats per token (1.561 bits per byte). What is bundled is runs/tiny/best, read with
+`load_backbone(..., dtype="bfloat16")` and written with `save_backbone`; its log and
+curve are in prefix_jax/model/tiny.
 """
 
 from prefix_jax.config import (
