@@ -70,7 +70,9 @@ def test_merge_gives_the_same_model_back(params, method):
 def test_optimizer_slots_are_the_trainable_leaves(params, method, name):
     """Law 6: nothing the size of the backbone exists beside the frozen weights."""
     trainable, _ = of(params, method)
-    state = make_optimizer(OptimConfig(name=name), 10).init(trainable)
+    state = make_optimizer(OptimConfig(name=name, learning_rate=0.1), 10).init(
+        trainable
+    )
     shapes = [leaf.shape for leaf in jax.tree.leaves(trainable)]
     slots = [leaf.shape for leaf in jax.tree.leaves(state) if leaf.ndim]
     if name == "muon":

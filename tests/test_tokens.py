@@ -118,8 +118,8 @@ def test_counts_add_up(tokenizer, examples, max_length, max_target_length):
 
 
 def test_room(tokenizer, examples):
-    with pytest.raises(InputError, match=r"lower data\.max_length to 500"):
-        encode_examples(examples, tokenizer, DataConfig(), room=500)
+    with pytest.raises(InputError, match=r"lower data\.max_length to 200"):
+        encode_examples(examples, tokenizer, DataConfig(), room=200)
     about = {"positions": 1024, "prefix_length": 20, "backbone": "gpt2"}
     with pytest.raises(InputError) as raised:
         text_room(1010, **about)
