@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import importlib.util
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -91,6 +92,8 @@ class Generate:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; input that cannot be used ends with one message and status 2."""
+    # Else transformers greets everybody with the news that there is no PyTorch.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         sys.exit(_run(arguments))

@@ -1,0 +1,171 @@
+"""Several ways of tuning one backbone on one task, side by side."""
+
+import dataclasses
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+from rich.table import Table
+
+from prefix_jax.config import Config
+from prefix_jax.data.tasks import Split
+from prefix_jax.runs.evaluate import Evaluation, score, write_evaluation
+from prefix_jax.runs.prepare import prepare
+from prefix_jax.runs.result import load_result, stored_bytes
+from prefix_jax.runs.train import train
+from prefix_jax.runs.validate import Written
+from prefix_jax.storage.log import plot_curves
+
+Compared = Literal["none", "prefix", "top2", "full"]
+LABELS: Mapping[Compared, str] = {
+    "none": "backbone alone",
+    "prefix": "prefix-tuning",
+    "top2": "top-2 layers",
+    "full": "full fine-tuning",
+}
+SAMPLES = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    method: Compared
+    trained: int
+    """Numbers trained."""
+    share: float
+    """Of the backbone's parameters."""
+    stored_bytes: int
+    """Size on disk of what the task adds to the backbone."""
+    learning_rate: float | None
+    step: int
+    """Step of the checkpoint that is scored: the best on the validation split."""
+    validation_loss: float | None
+    seconds: float
+    """Wall time of training with its validations, compilation included."""
+    scores: Evaluation
+
+
+def compare(
+    config: Config,
+    workdir: Path,
+    *,
+    methods: Sequence[Compared] = ("none", "prefix", "full"),
+    learning_rates: Mapping[str, float | None] | None = None,
+    split: Split = "test",
+    limit: int | None = None,
+    console: Console | None = None,
+) -> list[Row] | None:
+    """Train each method for the same number of steps and score it on `split`.
+
+    Each method's run is in `workdir/METHOD` and resumes like any run. The prefix learns
+    at `config.optim.learning_rate`, which says nothing of the others: they learn at
+    `learning_rates[METHOD]`, or their default. Writes `comparison.json`
+    and `curves.png`. None if it was interrupted.
+    """
+    console = console or Console()
+    rows: list[Row] = []
+    texts: dict[Compared, Written] = {}
+    for method in methods:
+        console.rule(LABELS[method])
+        tuned = method != "none"
+        rate = (learning_rates or {}).get(method)
+        if method == "prefix":
+            rate = config.optim.learning_rate
+        run_config = dataclasses.replace(
+            config,
+            optim=dataclasses.replace(config.optim, learning_rate=rate),
+            train=dataclasses.replace(
+                config.train, method=method if tuned else "prefix"
+            ),
+        ).resolved()
+        started = time.monotonic()
+        outcome = train(run_config, workdir / method, console) if tuned else None
+        seconds = time.monotonic() - started
+        if outcome is not None and not outcome.finished:
+            return None
+        setup = prepare(run_config)
+        backbone, prefix = (
+            load_result(workdir / method / "best", setup)
+            if tuned
+            else (setup.backbone, None)
+        )
+        scores, texts[method] = score(
+            setup, backbone, prefix, split, "best" if tuned else "none", limit, console
+        )
+        write_evaluation(workdir / method, scores, texts[method])
+        rows.append(
+            Row(
+                method=method,
+                trained=outcome.trained if outcome else 0,
+                share=outcome.share if outcome else 0.0,
+                stored_bytes=stored_bytes(workdir / method / "best") if tuned else 0,
+                learning_rate=run_config.optim.learning_rate if tuned else None,
+                step=outcome.best.step if outcome else 0,
+                validation_loss=outcome.best.loss if outcome else None,
+                seconds=round(seconds, 1),
+                scores=scores,
+            )
+        )
+    record = [dataclasses.asdict(row) for row in rows]
+    (workdir / "comparison.json").write_text(json.dumps(record, indent=2) + "\n")
+    console.print(_table(rows, split))
+    _show_samples(texts, console)
+    curves = {LABELS[row.method]: workdir / row.method for row in rows if row.trained}
+    if curves and (picture := plot_curves(curves, workdir / "curves.png")):
+        console.print(f"curves: {picture}", highlight=False)
+    return rows
+
+
+def _table(rows: Sequence[Row], split: Split) -> Table:
+    sources = rows[0].scores.sources
+    table = Table(title=f"{split} split, {sources:,} sources")
+    table.add_column("method", no_wrap=True)
+    for name in ("trained", "share", "stored", "loss", "BLEU", "seconds"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        bleu = row.scores.bleu
+        table.add_row(
+            LABELS[row.method],
+            f"{row.trained:,}",
+            f"{row.share:.2%}",
+            _size(row.stored_bytes),
+            f"{row.scores.loss:.3f}",
+            "" if bleu is None else f"{bleu:.1f}",
+            f"{row.seconds:.0f}" if row.trained else "",
+        )
+    table.caption = "loss: nats per target token over all references; share: of the "
+    table.caption += "backbone's parameters; stored: what the task adds on disk"
+    return table
+
+
+def _size(number: int) -> str:
+    size, units = float(number), ["B", "KiB", "MiB", "GiB"]
+    while size >= 1024 and len(units) > 1:
+        size /= 1024
+        units.pop(0)
+    return f"{size:.0f} {units[0]}" if number else "0"
+
+
+def _show_samples(texts: Mapping[Compared, Written], console: Console) -> None:
+    first = next(iter(texts.values()))
+    # Spread over the split: neighbours are often alike.
+    stride = max(len(first.examples) // SAMPLES, 1)
+    for i in range(0, stride * SAMPLES, stride):
+        if i >= len(first.examples):
+            break
+        example = first.examples[i]
+        lines = [("source", example.source)]
+        lines += [(LABELS[method], written.texts[i]) for method, written in texts.items()]
+        lines += [("reference", text) for text in example.references[:SAMPLES]]
+        console.print()
+        for label, text in lines:
+            console.print(
+                f"{label:<18}{' '.join(text.split())}",
+                highlight=False,
+                markup=False,
+                soft_wrap=True,
+            )

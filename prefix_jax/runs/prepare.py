@@ -1,0 +1,148 @@
+"""What every run needs before its first step: model, tokenizer, devices, rows."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from transformers import PreTrainedTokenizerFast
+
+from prefix_jax.config import Config
+from prefix_jax.data.batches import choose_buckets
+from prefix_jax.data.tasks import (
+    Example,
+    Split,
+    limit_examples,
+    load_documents,
+    load_examples,
+)
+from prefix_jax.data.packing import pack_documents, packed_rows
+from prefix_jax.data.tokens import Row, encode_examples, separators, text_room
+from prefix_jax.learning.split import Params
+from prefix_jax.mesh import make_mesh, replicated
+from prefix_jax.model.gpt2 import GPT2
+from prefix_jax.model.prefix import init_prefix
+from prefix_jax.model.loading import load_backbone, load_config, load_tokenizer
+from prefix_jax.model.weights import fingerprint
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """A split as rows of tokens."""
+
+    rows: Sequence[Row]
+    examples: Sequence[Example]
+    """What the rows were made of; empty for language modelling."""
+    report: str
+    """How many rows and tokens there are, and what was cut or dropped."""
+    buckets: tuple[int, ...]
+    """Lengths that rows are padded to."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """The fixed parts of a run."""
+
+    config: Config
+    backbone: GPT2
+    tokenizer: PreTrainedTokenizerFast
+    mesh: Mesh
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Identifies the backbone's configuration and weights."""
+        return fingerprint(self.backbone)
+
+    @property
+    def pad_id(self) -> int:
+        """Any token would do: padding is masked."""
+        _, end = separators(self.tokenizer)
+        return end
+
+    def rows(self, split: Split) -> Rows:
+        """The rows of a split, with the count of what was cut or dropped."""
+        config = self.config
+        if config.data.task == "language_modelling":
+            return self._packed(split)
+        examples = load_examples(config.data, split)
+        if split == "train":
+            examples = limit_examples(
+                examples, config.data.limit, seed=config.train.seed
+            )
+        encoded = encode_examples(
+            examples,
+            self.tokenizer,
+            config.data,
+            room=self.backbone.config.n_positions,
+        )
+        buckets = config.data.buckets or choose_buckets(
+            [len(row.tokens) for row in encoded.rows],
+            batch_size=config.train.batch_size,
+            room=config.data.max_length,
+        )
+        return Rows(encoded.rows, examples, str(encoded.report), buckets)
+
+    def _packed(self, split: Split) -> Rows:
+        config = self.config.data
+        tokens = pack_documents(
+            load_documents(config, split), self.tokenizer, config.max_length
+        )
+        rows = packed_rows(tokens[: config.limit])
+        report = f"{len(rows):,} packed rows of {config.max_length} tokens"
+        return Rows(rows, (), report, (config.max_length,))
+
+    def initial_params(self, train: Rows) -> Params:
+        """The parameter tree at step 0; a prefix is in it only if it is trained.
+
+        Raises InputError where prefix and rows do not fit the backbone's positions.
+        """
+        config = self.config
+        length = 0
+        params: Params = {"backbone": self.backbone}
+        if config.train.method == "prefix":
+            prefix = init_prefix(
+                self.backbone,
+                config.prefix,
+                key=jax.random.key(config.train.seed),
+                tokenizer=self.tokenizer,
+                examples=self._start_examples(train),
+            )
+            params["prefix"] = prefix
+            length = prefix().position_offset
+        text_room(
+            config.data.max_length,
+            positions=self.backbone.config.n_positions,
+            prefix_length=length,
+            backbone=config.backbone.name,
+        )
+        return params
+
+    def _start_examples(self, train: Rows) -> list[np.ndarray]:
+        if self.config.prefix.init != "examples":
+            return []
+        seed, number = self.config.train.seed, self.config.prefix.examples
+        chosen = np.random.default_rng(seed).permutation(len(train.rows))[:number]
+        return [train.rows[i].tokens for i in chosen]
+
+
+def prepare(config: Config) -> Setup:
+    """Load the backbone and its tokenizer, and lay out the devices."""
+    mesh = make_mesh(config.mesh, batch_size=config.train.batch_size)
+    name, dtype, remat = (
+        config.backbone.name,
+        config.backbone.dtype,
+        config.backbone.remat,
+    )
+    if config.backbone.weights == "random":
+        key = jax.random.key(config.train.seed)
+        backbone = GPT2(load_config(name), key=key, dtype=dtype, remat=remat)
+    else:
+        backbone = load_backbone(name, dtype=dtype, remat=remat)
+    return Setup(
+        config,
+        jax.device_put(backbone, replicated(mesh)),
+        load_tokenizer(config.backbone.name),
+        mesh,
+    )

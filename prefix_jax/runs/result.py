@@ -1,0 +1,49 @@
+"""What a run leaves behind: a prefix in PEFT's layout, or a tuned backbone."""
+
+from pathlib import Path
+
+from prefix_jax.errors import InputError
+from prefix_jax.learning.split import Params
+from prefix_jax.model.gpt2 import GPT2
+from prefix_jax.model.kv import KV
+from prefix_jax.model.loading import load_backbone
+from prefix_jax.model.weights import save_backbone
+from prefix_jax.runs.prepare import Setup
+from prefix_jax.storage.artifact import load_prefix, save_prefix
+
+
+def save_result(folder: Path, setup: Setup, params: Params, scores: dict) -> None:
+    """Write the trained prefix (folded), or the whole tuned backbone."""
+    if "prefix" in params:
+        save_prefix(
+            folder,
+            params["prefix"],
+            backbone=setup.backbone,
+            scores=scores,
+            recipe=setup.config.to_dict(),
+            base_model_name=setup.config.backbone.name,
+            backbone_fingerprint=setup.fingerprint,
+        )
+    else:
+        save_backbone(folder, params["backbone"])
+        setup.tokenizer.save_pretrained(folder)
+
+
+def load_result(folder: Path, setup: Setup) -> tuple[GPT2, KV | None]:
+    """(backbone, prefix) of what `save_result` wrote.
+
+    Raises InputError if there is nothing, or it does not belong to the backbone.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder} does not exist; train first, or check --workdir")
+    if setup.config.train.method == "prefix":
+        prefix = load_prefix(
+            folder, setup.backbone, backbone_fingerprint=setup.fingerprint
+        )
+        return setup.backbone, prefix
+    return load_backbone(str(folder), dtype=setup.config.backbone.dtype), None
+
+
+def stored_bytes(folder: Path) -> int:
+    """Size on disk of the weights that a task costs."""
+    return sum(path.stat().st_size for path in folder.rglob("*.safetensors"))

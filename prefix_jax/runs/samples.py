@@ -1,0 +1,66 @@
+"""Texts written during training, so that people see what was learned."""
+
+import json
+from collections.abc import Iterator
+from itertools import repeat
+from pathlib import Path
+
+from prefix_jax.decoding.generate import generate
+from prefix_jax.model.gpt2 import GPT2
+from prefix_jax.model.kv import KV
+from prefix_jax.runs.prepare import Rows, Setup
+from prefix_jax.runs.validate import write_texts
+
+PROMPT_TOKENS = 24
+"""Tokens of a held-out row that language modelling continues from."""
+
+
+class SampleLog:
+    """Writes a few held-out sources' texts to `samples.jsonl` at each validation."""
+
+    def __init__(self, setup: Setup, held_out: Rows, workdir: Path):
+        number = setup.config.train.samples
+        self._setup = setup
+        self._examples = held_out.examples[:number]
+        self._rows = [] if held_out.examples else held_out.rows[:number]
+        self._path = workdir / "samples.jsonl"
+
+    def write(self, step: int, backbone: GPT2, prefix: KV | None) -> Iterator[str]:
+        """Decode, append to the file, and give one line per sample to show."""
+        with self._path.open("a", encoding="utf-8") as file:
+            for source, text, references in self._decode(backbone, prefix):
+                record = {
+                    "step": step,
+                    "source": source,
+                    "text": text,
+                    "references": list(references),
+                }
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+                yield f"    {_line(source)}\n      -> {_line(text)}"
+
+    def truncate_after(self, step: int) -> None:
+        """Forget samples of later steps, which a resumed run will write again."""
+        if not self._path.exists():
+            return
+        # A killed process may have left a last line without an end.
+        *lines, _ = self._path.read_text(encoding="utf-8").split("\n")
+        kept = [line + "\n" for line in lines if json.loads(line)["step"] <= step]
+        self._path.write_text("".join(kept), encoding="utf-8")
+
+    def _decode(self, backbone, prefix):
+        setup, decode = self._setup, self._setup.config.decode
+        if self._examples:
+            written = write_texts(setup, backbone, prefix, self._examples, decode)
+            for example, text in zip(self._examples, written.texts, strict=True):
+                yield example.source, text, example.references
+        if self._rows:
+            prompts = [row.tokens[:PROMPT_TOKENS].tolist() for row in self._rows]
+            texts = generate(
+                backbone, setup.tokenizer, prompts, prefix=prefix, decode=decode
+            )
+            sources = setup.tokenizer.batch_decode(prompts)
+            yield from zip(sources, texts, repeat(()), strict=False)
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
