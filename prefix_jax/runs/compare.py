@@ -159,7 +159,9 @@ def _show_samples(texts: Mapping[Compared, Written], console: Console) -> None:
             break
         example = first.examples[i]
         lines = [("source", example.source)]
-        lines += [(LABELS[method], written.texts[i]) for method, written in texts.items()]
+        lines += [
+            (LABELS[method], written.texts[i]) for method, written in texts.items()
+        ]
         lines += [("reference", text) for text in example.references[:SAMPLES]]
         console.print()
         for label, text in lines:

@@ -10,11 +10,10 @@ from rich.progress import Progress
 
 from prefix_jax.config import Config
 from prefix_jax.data.tasks import Split
-from prefix_jax.learning.split import count
 from prefix_jax.model.gpt2 import GPT2
 from prefix_jax.model.kv import KV
 from prefix_jax.runs.prepare import Setup, prepare
-from prefix_jax.runs.result import load_result, stored_bytes
+from prefix_jax.runs.result import load_result
 from prefix_jax.runs.validate import Validator, Written, write_texts
 
 Which = Literal["best", "last", "none"]

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-
 from prefix_jax.config import Config, DecodeConfig
 from prefix_jax.data.e2e import linearise
 from prefix_jax.data.files import read_lines
@@ -40,9 +39,7 @@ class Writer:
                 "there is no prompt; give one on the command line, a --file, or lines "
                 "on standard input"
             )
-        backbone = load_backbone(
-            self.backbone_name, dtype=self.recipe.backbone.dtype
-        )
+        backbone = load_backbone(self.backbone_name, dtype=self.recipe.backbone.dtype)
         tokenizer = load_tokenizer(self.backbone_name)
         prefix = None
         if self.prefix_folder is not None:
@@ -62,9 +59,7 @@ class Writer:
         ]
 
 
-def open_writer(
-    prefix: Path | None, backbone: str | None, task: Task | None
-) -> Writer:
+def open_writer(prefix: Path | None, backbone: str | None, task: Task | None) -> Writer:
     """The writer for a prefix's folder (or the workdir of its run), or a bare backbone.
 
     Backbone and task come from the prefix's own record unless they are given.

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from prefix_jax.config import Config
 from prefix_jax.data.batches import choose_buckets
+from prefix_jax.data.packing import pack_documents, packed_rows
 from prefix_jax.data.tasks import (
     Example,
     Split,
@@ -18,13 +19,12 @@ from prefix_jax.data.tasks import (
     load_documents,
     load_examples,
 )
-from prefix_jax.data.packing import pack_documents, packed_rows
 from prefix_jax.data.tokens import Row, encode_examples, separators, text_room
 from prefix_jax.learning.split import Params
 from prefix_jax.mesh import make_mesh, replicated
 from prefix_jax.model.gpt2 import GPT2
-from prefix_jax.model.prefix import init_prefix
 from prefix_jax.model.loading import load_backbone, load_config, load_tokenizer
+from prefix_jax.model.prefix import init_prefix
 from prefix_jax.model.weights import fingerprint
 
 

@@ -1,12 +1,12 @@
 """A training run: resumable, watched, its prefix kept.
 
-    workdir/
-      config.json       the resolved recipe, library versions, backbone fingerprint
-      checkpoints/      Orbax: what is trained, optimizer, step, key, data position
-      metrics.jsonl     one line per logged step and per validation
-      samples.jsonl     texts written at each validation
-      best/, last/      the prefix (PEFT layout), or the tuned backbone
-      curves.png        loss by step
+workdir/
+  config.json       the resolved recipe, library versions, backbone fingerprint
+  checkpoints/      Orbax: what is trained, optimizer, step, key, data position
+  metrics.jsonl     one line per logged step and per validation
+  samples.jsonl     texts written at each validation
+  best/, last/      the prefix (PEFT layout), or the tuned backbone
+  curves.png        loss by step
 """
 
 import contextlib

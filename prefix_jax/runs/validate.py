@@ -80,9 +80,7 @@ def write_texts(
     progress: Callable[[int], None] = lambda done: None,
 ) -> Written:
     """Decode the target of every example's source, in the format of training."""
-    prompts = encode_prompts(
-        [example.source for example in examples], setup.tokenizer
-    )
+    prompts = encode_prompts([example.source for example in examples], setup.tokenizer)
     texts = generate(
         backbone,
         setup.tokenizer,
