@@ -39,6 +39,8 @@ def generate(
         else list(prompt)
         for prompt in prompts
     ]
+    if not ids:
+        return []
     _check(ids, prompts, prefix, backbone, decode)
     end = tokenizer.eos_token_id
     if prefix is not None:

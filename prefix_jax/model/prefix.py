@@ -112,12 +112,12 @@ class MLPPrefix(nnx.Module):
         """Set the last layer so that the prefix equals `kv` [L 1 P H K].
 
         Least squares in f64 on the inner activations; exact (to f32 rounding) because
-        P <= M + 1 rows of tanh features are independent. Part of construction.
+        P <= M rows of tanh features are independent. Part of construction.
         """
         target = np.stack([kv.keys[:, 0], kv.values[:, 0]]).astype(np.float64)
         target = np.einsum("clphk->plchk", target)
         inner = np.asarray(self.inner(), np.float64)
-        if inner.shape[0] > inner.shape[1] + 1:
+        if inner.shape[0] > inner.shape[1]:
             raise InputError(
                 f"{inner.shape[0]} prefix positions cannot start from given words "
                 f"through an MLP of width {inner.shape[1]}; raise prefix.hidden to "

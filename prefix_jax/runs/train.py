@@ -60,8 +60,9 @@ def train(config: Config, workdir: Path, console: Console | None = None) -> Outc
     console = console or Console()
     config = config.resolved()
     setup = prepare(config)
-    write_record(config, setup.fingerprint, workdir)
     run = _Run(setup, workdir, console)
+    # Only now: a mistake that stopped it before must not bind the folder to its recipe.
+    write_record(config, setup.fingerprint, workdir)
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(
             Checkpoints(workdir, backbone_fingerprint=setup.fingerprint)

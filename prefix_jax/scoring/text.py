@@ -1,6 +1,7 @@
 """Scores of written texts against their references."""
 
 from collections.abc import Sequence
+from typing import cast
 
 import sacrebleu
 
@@ -20,9 +21,10 @@ def bleu(texts: Sequence[str], references: Sequence[Sequence[str]]) -> float:
     if any(not accepted for accepted in references):
         raise InputError("every text needs at least one reference")
     most = max(len(accepted) for accepted in references)
-    # sacrebleu wants one stream per reference number, with empty where there is none.
+    # sacrebleu wants one stream per reference number, with None where there is none
+    # (an empty one would count as a reference of length 0).
     streams = [
-        [accepted[i] if i < len(accepted) else "" for accepted in references]
+        [accepted[i] if i < len(accepted) else None for accepted in references]
         for i in range(most)
     ]
-    return sacrebleu.corpus_bleu(texts, streams).score
+    return sacrebleu.corpus_bleu(texts, cast(list[list[str]], streams)).score
