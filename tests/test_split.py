@@ -96,3 +96,15 @@ def test_unknown_method_and_missing_prefix_are_refused(params):
         split(params, "lora")
     with pytest.raises(InputError, match="trains nothing"):
         split({"backbone": params["backbone"]}, "prefix")
+
+
+def test_weight_decay_leaves_norms_and_biases_alone(params):
+    """With a gradient of zero, decay is all that moves a leaf."""
+    trainable, _ = of(params, "full")
+    trainable = jax.tree.map(jnp.ones_like, trainable)
+    optimizer = make_optimizer(OptimConfig(learning_rate=0.1, weight_decay=0.5), 10)
+    zero = jax.tree.map(jnp.zeros_like, trainable)
+    updates, _ = optimizer.update(zero, optimizer.init(trainable), trainable)
+    for name, update in zip(leaf_names(updates), jax.tree.leaves(updates), strict=True):
+        fixed = name.endswith("bias") or "/ln_" in name
+        assert bool(jnp.any(update != 0)) != fixed, name

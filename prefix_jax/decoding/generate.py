@@ -44,6 +44,11 @@ def generate(
     _check(ids, prompts, prefix, backbone, decode)
     end = tokenizer.eos_token_id
     if prefix is not None:
+        if prefix.keys.shape[1] != 1:
+            raise InputError(
+                f"the prefix has N = {prefix.keys.shape[1]}; generate takes one prefix "
+                "for all prompts (N = 1)"
+            )
         prefix = prefix.cast(backbone.dtype, rows=1)
     # Prompts of like length together: less padding, and fewer compiled programs.
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))

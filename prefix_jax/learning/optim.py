@@ -37,7 +37,7 @@ def make_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
-    """Clipping, then AdamW (decay on matrices only) or Muon, with the schedule."""
+    """Clipping, then AdamW (norms and biases do not decay) or Muon, scheduled."""
     schedule = make_schedule(config, steps)
     if config.name == "muon":
         update = muon(
@@ -54,7 +54,7 @@ def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformat
             b1=config.b1,
             b2=config.b2,
             weight_decay=config.weight_decay,
-            mask=lambda tree: jax.tree.map(lambda x: x.ndim > 1, tree),
+            mask=_decayed,
         )
     if config.clip_norm is None:
         return update
@@ -68,6 +68,15 @@ _MATRIX_AXES = {
     "up/kernel": MuonDimensionNumbers((1,), (2,)),
     "down/kernel": MuonDimensionNumbers((1,), (2,)),
 }
+
+
+def _decayed(tree: Any) -> Any:
+    """Which leaves decay: all but norms' scales and every bias.
+
+    By name, since stacked biases and scales have more than one axis too.
+    """
+    names = iter(leaf_names(tree))
+    return jax.tree.map(lambda _: not next(names).endswith(("bias", "/scale")), tree)
 
 
 def _matrices(tree: Any) -> Any:
