@@ -5,7 +5,14 @@
         --methods none prefix top2 full --workdir runs/e2e_compared
 
 FOLDER holds the official files: trainset.csv, devset.csv, testset_w_refs.csv, each also
-as .csv.gz.
+as .csv.gz. Reached on two CPU cores (benchmarks/results/e2e_tiny), which other work
+shared, after 1000 steps of 32, best of validation:
+
+                     trained      validation loss   test loss   test BLEU   minutes
+    backbone alone           0                          4.067         1.2
+    prefix-tuning       81,920    1.325                 1.324        45.8        16
+    top-2 layers     1,580,032    1.014                 1.009        63.8        20
+    full fine-tuning 4,339,200    0.884                 0.877        66.5        33
 """
 
 from prefix_jax.config import (

@@ -1,6 +1,6 @@
 """Pre-train the bundled backbone `tiny` from scratch (split "full", packed text).
 
-    python -m prefix_jax.model.tiny.corpus --text FOLDER --out corpus
+    python -m prefix_jax.data.builders.corpus --text FOLDER --out corpus
     prefix-jax train configs/pretrain_tiny.py --data.path corpus --workdir runs/tiny
 
 FOLDER holds enwik8, WikiText-2 and 18 Gutenberg books (see `corpus --help`). Took 82

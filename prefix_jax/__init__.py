@@ -1,5 +1,11 @@
 """Prefix-tuning in JAX: one frozen language model, many small prefixes."""
 
+import os
+
+# Else transformers, imported below, greets everybody with the news that there is no
+# PyTorch, which reads like a fault.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+
 from prefix_jax.config import (
     BackboneConfig,
     Config,
@@ -10,7 +16,8 @@ from prefix_jax.config import (
     PrefixConfig,
     TrainConfig,
 )
-from prefix_jax.decoding.generate import generate
+from prefix_jax.decoding.generate import generate, generate_sequences, stream
+from prefix_jax.decoding.request import Generated
 from prefix_jax.errors import InputError
 from prefix_jax.learning.optim import make_optimizer
 from prefix_jax.learning.split import merge, split
@@ -21,6 +28,7 @@ from prefix_jax.learning.step import (
     make_train_step,
 )
 from prefix_jax.mesh import make_mesh
+from prefix_jax.model.compose import average, bank, concatenate, interpolate
 from prefix_jax.model.gpt2 import GPT2
 from prefix_jax.model.gpt2_config import GPT2Config
 from prefix_jax.model.kv import KV
@@ -28,6 +36,8 @@ from prefix_jax.model.loading import load_backbone, load_tokenizer
 from prefix_jax.model.prefix import init_prefix
 from prefix_jax.model.weights import save_backbone
 from prefix_jax.storage.artifact import load_prefix, save_prefix
+from prefix_jax.storage.exporting import export_prefix
+from prefix_jax.storage.importing import import_prefix
 
 __all__ = [
     "GPT2",
@@ -37,15 +47,23 @@ __all__ = [
     "DataConfig",
     "DecodeConfig",
     "GPT2Config",
+    "Generated",
     "InputError",
     "MeshConfig",
     "OptimConfig",
     "PrefixConfig",
     "TrainConfig",
     "TrainState",
+    "average",
+    "bank",
+    "concatenate",
+    "export_prefix",
     "generate",
+    "generate_sequences",
+    "import_prefix",
     "init_prefix",
     "init_train_state",
+    "interpolate",
     "load_backbone",
     "load_prefix",
     "load_tokenizer",
@@ -57,4 +75,5 @@ __all__ = [
     "save_backbone",
     "save_prefix",
     "split",
+    "stream",
 ]

@@ -1,9 +1,10 @@
-"""The command line: prefix-jax train | evaluate | compare | generate."""
+"""The command line, and its commands that take a recipe."""
 
+import argparse
 import dataclasses
-import difflib
 import importlib.util
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,8 +12,9 @@ from typing import Annotated, Literal, TypeVar
 
 import tyro
 
-from prefix_jax.config import Config, DecodeConfig
-from prefix_jax.errors import InputError
+from prefix_jax.cli_prefixes import export, generate, import_, inspect
+from prefix_jax.config import Config
+from prefix_jax.errors import InputError, closest
 
 _Command = TypeVar("_Command", bound=Config)
 
@@ -20,14 +22,21 @@ USAGE = """\
 usage: prefix-jax COMMAND ...
 
   train CONFIG      train a prefix (or, for comparison, the backbone) as a recipe says
-  evaluate CONFIG   score what a run left behind: loss, perplexity, BLEU
+  evaluate [CONFIG] score what a run left behind: loss, perplexity, BLEU; without CONFIG
+                    by the recipe that the run recorded in its --workdir
   compare CONFIG    train and score several methods side by side
-  generate          write with a stored prefix, from prompts, a file or standard input
+  generate          write with stored prefixes, from prompts, a file or standard input
+  inspect DIR       what a stored prefix is: size, backbone, scores, norms, attention
+  import SOURCE     store a prefix of PEFT, AdapterHub or Li & Liang's code as ours
+  export DIR        write a prefix for PEFT, with a card
 
 CONFIG is a recipe, a Python file with `config = Config(...)`; any of its values can be
 overridden, for example --prefix.length 20 --train.steps 1000.
 
   prefix-jax train configs/quickstart.py --workdir runs/mine
+  prefix-jax evaluate --workdir runs/mine
+  prefix-jax inspect runs/mine
+  prefix-jax export runs/mine --out my_adapter
   prefix-jax COMMAND --help    every option, with its meaning and default
 """
 
@@ -42,10 +51,25 @@ class Train(Config):
 
 @dataclasses.dataclass(frozen=True)
 class Evaluate(Config):
-    """Loss, perplexity and BLEU on a held-out split."""
+    """Loss, perplexity and BLEU on a held-out split.
+
+    Without a recipe before the options, the one that the run recorded holds.
+    Several stored prefixes are scored in one go: --prefix a=DIR --prefix b=DIR, each on
+    every row, or on the rows that name it in a column (--data.prefix-column). For
+    example:
+
+    prefix-jax evaluate --workdir runs/mine --split validation
+
+    prefix-jax evaluate configs/quickstart.py --prefix runs/mine --prefix b=runs/other
+    """
 
     workdir: Path = Path("runs/latest")
-    """Folder of the run to score."""
+    """Folder of the run to score, or to write the scores of each --prefix in."""
+    prefixes: Annotated[
+        tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(name="prefix")
+    ] = ()
+    """Folder of a prefix, or of the run that trained it, or NAME=FOLDER; instead of the
+    run in --workdir."""
     split: Literal["train", "validation", "test"] = "test"
     which: Literal["best", "last", "none"] = "best"
     """The best prefix on validation, the last, or the backbone alone."""
@@ -73,33 +97,29 @@ class Compare(Config):
     top2_learning_rate: float | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class Generate:
-    """Write with a stored prefix; one text per prompt on standard output."""
-
-    prompts: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """Prompts; without any (and without --file) they are read from standard input."""
-    prefix: Path | None = None
-    """Folder of a prefix, or of the run that trained it. None: the backbone alone."""
-    backbone: str | None = None
-    """Backbone's name or folder. None: the one the prefix was trained on."""
-    file: Path | None = None
-    """Text file with one prompt a line."""
-    task: Literal["table_to_text", "language_modelling"] | None = None
-    """What a prompt is: a source, or text to continue. None: as the prefix learned."""
-    decode: DecodeConfig = DecodeConfig()
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command; input that cannot be used ends with one message and status 2."""
-    # Else transformers greets everybody with the news that there is no PyTorch.
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    """Run a command; input that cannot be used ends with one message and status 2.
+
+    So does Ctrl-C, with status 130. If nobody reads standard output any more (as
+    after `| head`), it ends in silence.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        sys.exit(_run(arguments))
+        try:
+            status = _run(arguments)
+        finally:
+            sys.stdout.flush()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        status = 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        status = 130
+    except BrokenPipeError:
+        # Else Python complains again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 128 + signal.SIGPIPE
+    sys.exit(status)
 
 
 def _run(arguments: list[str]) -> int:
@@ -108,10 +128,9 @@ def _run(arguments: list[str]) -> int:
         return 0 if arguments else 2
     name, *rest = arguments
     if name not in COMMANDS:
-        close = difflib.get_close_matches(name, COMMANDS, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
         raise InputError(
-            f"unknown command {name!r}{hint}\nexpected one of {', '.join(COMMANDS)}"
+            f"unknown command {name!r}{closest(name, COMMANDS)}\n"
+            f"expected one of {', '.join(COMMANDS)}"
         )
     return COMMANDS[name](rest)
 
@@ -124,22 +143,30 @@ def _train(arguments: list[str]) -> int:
 
 
 def _evaluate(arguments: list[str]) -> int:
-    options = _with_recipe(Evaluate, "evaluate", arguments)
-    from prefix_jax.runs.evaluate import evaluate
+    options = _with_recipe(Evaluate, "evaluate", *_recorded(arguments))
+    from prefix_jax.runs.evaluate import evaluate, evaluate_prefixes
+    from prefix_jax.runs.prefixes import named_folders
 
-    result = evaluate(
-        _config(options),
-        options.workdir,
-        split=options.split,
-        which=options.which,
-        limit=options.limit,
-    )
-    print(
-        f"{result.split}, {result.which}: loss {result.loss:.4f} nats per target "
-        f"token, perplexity {result.perplexity:.3f}"
-        + ("" if result.bleu is None else f", BLEU {result.bleu:.2f}")
-        + f" ({result.sources:,} sources, {result.tokens:,} target tokens)"
-    )
+    config, workdir = _config(options), options.workdir
+    split, limit = options.split, options.limit
+    if options.prefixes:
+        if options.which != "best":
+            raise InputError(
+                f"--which {options.which} is of the run in --workdir; with --prefix "
+                "leave it out, or name the folder, such as runs/latest/last"
+            )
+        folders = named_folders(options.prefixes)
+        results = evaluate_prefixes(config, folders, workdir, split=split, limit=limit)
+    else:
+        which = options.which
+        results = [evaluate(config, workdir, split=split, which=which, limit=limit)]
+    for result in results:
+        print(
+            f"{result.split}, {result.which}: loss {result.loss:.4f} nats per target "
+            f"token, perplexity {result.perplexity:.3f}"
+            + ("" if result.bleu is None else f", BLEU {result.bleu:.2f}")
+            + f" ({result.sources:,} sources, {result.tokens:,} target tokens)"
+        )
     return 0
 
 
@@ -161,22 +188,14 @@ def _compare(arguments: list[str]) -> int:
     return 130 if rows is None else 0
 
 
-def _generate(arguments: list[str]) -> int:
-    options = tyro.cli(Generate, prog="prefix-jax generate", args=arguments)
-    from prefix_jax.runs.generate import open_writer, read_prompts
-
-    prompts = options.prompts or read_prompts(options.file)
-    writer = open_writer(options.prefix, options.backbone, options.task)
-    for text in writer.write(prompts, options.decode):
-        print(" ".join(text.splitlines()))
-    return 0
-
-
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": _train,
     "evaluate": _evaluate,
     "compare": _compare,
-    "generate": _generate,
+    "generate": generate,
+    "inspect": inspect,
+    "import": import_,
+    "export": export,
 }
 
 
@@ -185,11 +204,11 @@ def load_recipe(path: Path) -> Config:
 
     Raises InputError if there is no such file or it does not make a Config.
     """
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path} is no file; a recipe is a Python file, such as my.py")
     if not path.is_file():
-        beside = sorted(p.name for p in path.parent.glob("*.py"))
-        close = difflib.get_close_matches(path.name, beside, n=1)
-        hint = f"; did you mean {path.parent / close[0]}?" if close else ""
-        raise InputError(f"recipe {path} does not exist{hint}")
+        beside = [str(p) for p in path.parent.glob("*.py")]
+        raise InputError(f"recipe {path} does not exist{closest(str(path), beside)}")
     spec = importlib.util.spec_from_file_location("recipe", path)
     if spec is None or spec.loader is None:
         raise InputError(f"{path} is not a Python file; a recipe ends in .py")
@@ -198,7 +217,7 @@ def load_recipe(path: Path) -> Config:
         spec.loader.exec_module(module)
     except InputError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(f"{path}: {type(error).__name__}: {error}") from error
     config = getattr(module, "config", None)
     if not isinstance(config, Config):
@@ -206,13 +225,38 @@ def load_recipe(path: Path) -> Config:
     return config
 
 
-def _with_recipe(command: type[_Command], name: str, arguments: list[str]) -> _Command:
+def _recorded(arguments: list[str]) -> tuple[list[str], Config | None]:
+    """The arguments with a recipe first, or else the recipe of the run in --workdir."""
+    parser = argparse.ArgumentParser("prefix-jax evaluate", add_help=False)
+    parser.add_argument("--workdir", type=Path, default=Evaluate.workdir)
+    known, rest = parser.parse_known_args(arguments)
+    rest += ["--workdir", str(known.workdir)]
+    if not rest[0].startswith("-") or _asks_for_help(rest):
+        return rest, None
+    from prefix_jax.runs.record import recorded_config
+
+    return rest, recorded_config(known.workdir)
+
+
+def _asks_for_help(arguments: list[str]) -> bool:
+    return any(argument in ("-h", "--help") for argument in arguments)
+
+
+def _with_recipe(
+    command: type[_Command],
+    name: str,
+    arguments: list[str],
+    recorded: Config | None = None,
+) -> _Command:
+    """The options over the recipe named first, or over `recorded`."""
     program = f"prefix-jax {name}"
     if arguments and not arguments[0].startswith("-"):
         recipe, *arguments = arguments
         default = command(**_sections(load_recipe(Path(recipe))))
         program = f"{program} {recipe}"
-    elif any(argument in ("-h", "--help") for argument in arguments):
+    elif recorded is not None:
+        default = command(**_sections(recorded))
+    elif _asks_for_help(arguments):
         default, program = command(), f"{program} CONFIG"
     else:
         raise InputError(

@@ -5,45 +5,60 @@ field's standard terms; units stand in the comments.
 """
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
 
-from prefix_jax.errors import InputError
+from prefix_jax.checks import Bounds, Section
+from prefix_jax.errors import InputError, closest
 
+Dtype = Literal["float32", "bfloat16"]
 PositionMode = Literal["shifted", "unshifted"]
 Method = Literal["prefix", "full", "top2"]
+Normalise = Literal["token", "sentence"]
+Split = Literal["train", "validation", "test"]
+Task = Literal["table_to_text", "language_modelling"]
+
+SHORTEST_ROW = 4
+"""Tokens of the shortest row: a source, the separator, a target and the end."""
+
+Positive = Annotated[int, Bounds(least=1)]
+NotNegative = Annotated[int, Bounds(least=0)]
+Share = Annotated[float, Bounds(least=0, below=1)]
+Above = Annotated[float, Bounds(above=0)]
+Chance = Annotated[float, Bounds(above=0, most=1)]
 
 
 @dataclasses.dataclass(frozen=True)
-class BackboneConfig:
+class BackboneConfig(Section):
     """The frozen language model."""
 
     name: str = "tiny"
     """`tiny` (bundled), a Hugging Face hub name, or a folder with config.json."""
     weights: Literal["pretrained", "random"] = "pretrained"
     """`random`: only config.json and the tokenizer are read; for pre-training."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Dtype = "float32"
     """Type of the frozen weights and of the arithmetic between them."""
     remat: bool = False
     """Recompute each layer in the backward pass: less memory, about 1.3x the time."""
 
 
 @dataclasses.dataclass(frozen=True)
-class PrefixConfig:
+class PrefixConfig(Section):
     """The learned keys and values (Li & Liang 2021, section 4)."""
 
     kind: Literal["flat", "mlp"] = "flat"
     """`flat`: the keys and values themselves; `mlp`: the paper's reparametrisation."""
-    length: int | None = 10
+    length: Positive | None = 10
     """Positions. None: as long as the words or examples it starts from."""
-    hidden: int = 512
+    hidden: Positive = 512
     """Width of the MLP (`mlp` only)."""
-    dropout: float = 0.0
+    dropout: Share = 0.0
     """Share of prefix elements dropped at each training step."""
-    init: Literal["random", "words", "examples", "zeros"] = "examples"
+    init: Literal["random", "words", "examples", "zeros"] | None = None
     """Start from noise of the activations' size, from the keys and values that the
-    backbone gives `words` or a few training examples, or from zeros (null)."""
-    examples: int = 3
-    """Training examples that `init="examples"` reads."""
+    backbone gives `words` or a few training examples, or from zeros (null). None:
+    `examples` where there are some, as in every run, else `random`."""
+    examples: Positive = 3
+    """Training examples that `init="examples"` reads; together they fill `length`."""
     words: str = ""
     """The words of `init="words"`, for example "table-to-text:"; repeated to fill."""
     position_mode: PositionMode = "shifted"
@@ -51,14 +66,7 @@ class PrefixConfig:
     `unshifted`: they start at 0."""
 
     def __post_init__(self):
-        if self.length is not None and self.length < 1:
-            raise InputError(f"prefix.length is {self.length}; it must be at least 1")
-        if not 0 <= self.dropout < 1:
-            raise InputError(f"prefix.dropout is {self.dropout}; expected 0 <= p < 1")
-        if self.examples < 1:
-            raise InputError(
-                f"prefix.examples is {self.examples}; it must be at least 1"
-            )
+        super().__post_init__()
         if self.init == "words" and not self.words.strip():
             raise InputError(
                 'prefix.init is "words" but prefix.words is empty; '
@@ -69,19 +77,25 @@ class PrefixConfig:
                 f'prefix.length is None with prefix.init "{self.init}"; '
                 "give a number of positions, or start from words or examples"
             )
-
-
-_DATA_CHOICES = {
-    "task": ("table_to_text", "language_modelling"),
-    "overflow": ("truncate_source", "drop", "error"),
-}
+        # A setting that changes nothing is a mistake in another one.
+        for name, owner, kinds in (
+            ("words", "init", ("words",)),
+            ("examples", "init", ("examples", None)),
+            ("hidden", "kind", ("mlp",)),
+        ):
+            given, choice = getattr(self, name), getattr(self, owner)
+            if given != getattr(type(self), name) and choice not in kinds:
+                raise InputError(
+                    f"prefix.{name} is {given!r} but prefix.{owner} is "
+                    f'{choice!r}; it is for "{kinds[0]}" only'
+                )
 
 
 @dataclasses.dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Section):
     """Where examples come from and how they become rows of tokens."""
 
-    task: Literal["table_to_text", "language_modelling"] = "table_to_text"
+    task: Task = "table_to_text"
     source: str = "files"
     """`files` (JSONL, CSV, TSV, text), `quickstart`, `e2e` (the official CSV files), or
     `tfds:NAME` (any TFDS data set whose files are array_record)."""
@@ -94,122 +108,77 @@ class DataConfig:
     test: str | None = "test"
     source_column: str = "source"
     target_column: str = "target"
-    max_length: int = 256
+    prefix_column: str | None = None
+    """Column that names each row's prefix, to evaluate several of them at once."""
+    max_length: Annotated[int, Bounds(least=SHORTEST_ROW)] = 256
     """Tokens of source, separator, target and end together."""
-    max_target_length: int | None = None
+    max_target_length: Positive | None = None
     """Tokens of the target, its end not counted; None: only `max_length` limits it."""
     overflow: Literal["truncate_source", "drop", "error"] = "truncate_source"
     """What happens to an example that is too long: its source (and a target that is too
     long alone) loses its end, it is left out, or it is an error; always reported."""
-    buckets: tuple[int, ...] = ()
+    buckets: tuple[Positive, ...] = ()
     """Padded row lengths; (): chosen from the data. Each is one compiled program."""
-    limit: int | None = None
-    """Train on the first n examples of the seeded permutation only; None: on all."""
+    limit: Positive | None = None
+    """Train on the first n examples of the seeded permutation only (of the packed rows,
+    in language modelling); None: on all. Validation and test are always whole."""
 
     def __post_init__(self):
-        for name, expected in _DATA_CHOICES.items():
-            if getattr(self, name) not in expected:
-                raise InputError(
-                    f'data.{name} is "{getattr(self, name)}"; '
-                    f"expected one of {', '.join(expected)}"
-                )
-        # Source and target of one token each, separator and end.
-        if self.max_length < 4:
-            raise InputError(f"data.max_length is {self.max_length}; at least 4 needed")
-        for name in ("max_target_length", "limit"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(
-                    f"data.{name} is {value}; expected at least 1, or None for no limit"
-                )
-        if any(bucket < 1 for bucket in self.buckets):
+        super().__post_init__()
+        if self.prefix_column is not None and self.task != "table_to_text":
             raise InputError(
-                f"data.buckets is {self.buckets}; expected row lengths of at least 1"
+                f'data.prefix_column is "{self.prefix_column}" but data.task is '
+                f'"{self.task}", whose rows are cut from one long text; only rows of '
+                '"table_to_text" can name a prefix each'
             )
 
 
 @dataclasses.dataclass(frozen=True)
-class OptimConfig:
+class OptimConfig(Section):
     """The optimizer and its schedule."""
 
     name: Literal["adamw", "muon"] = "adamw"
     """`muon`, for pre-training: orthogonalised momentum for matrices, else AdamW."""
-    learning_rate: float | None = None
+    learning_rate: Above | None = None
     """Peak rate. None: 0.1 for a flat prefix, whose units are the activations' own
     size; 1e-3 for an MLP's or the backbone's weights."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """After the warm-up: down to 0 at the last step, or constant."""
-    warmup_steps: int = 0
-    weight_decay: float = 0.0
-    b1: float = 0.9
-    b2: float = 0.999
-    clip_norm: float | None = 1.0
+    warmup_steps: NotNegative = 0
+    weight_decay: Annotated[float, Bounds(least=0)] = 0.0
+    b1: Share = 0.9
+    b2: Share = 0.999
+    clip_norm: Above | None = 1.0
     """Global gradient norm above which gradients are scaled down; None: never."""
-
-    def __post_init__(self):
-        if self.learning_rate is not None and not self.learning_rate > 0:
-            raise InputError(
-                f"optim.learning_rate is {self.learning_rate}; it must be above 0"
-            )
-        if self.warmup_steps < 0:
-            raise InputError(
-                f"optim.warmup_steps is {self.warmup_steps}; it must be at least 0"
-            )
-        if self.clip_norm is not None and not self.clip_norm > 0:
-            raise InputError(
-                f"optim.clip_norm is {self.clip_norm}; it must be above 0, or None"
-            )
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Section):
     """The training loop."""
 
     method: Method = "prefix"
     """What is trained: the prefix, the whole backbone, or its top two layers."""
-    steps: int = 500
-    batch_size: int = 16
+    steps: NotNegative = 500
+    batch_size: Positive = 16
     """Examples per optimizer step, over all devices."""
-    accumulate: int = 1
+    accumulate: Positive = 1
     """Micro-batches that one step is cut into, to save memory."""
-    normalise: Literal["token", "sentence"] = "token"
+    normalise: Normalise = "token"
     """Divide the summed loss by target tokens, or (the paper) by sentences."""
-    label_smoothing: float = 0.0
-    seed: int = 101
-    eval_every: int = 100
+    label_smoothing: Share = 0.0
+    seed: NotNegative = 101
+    eval_every: Positive = 100
     """Steps between validations; each keeps the best prefix so far."""
-    eval_batches: int | None = None
+    eval_batches: Positive | None = None
     """Validation batches read each time; None: the whole split."""
-    samples: int = 3
+    samples: NotNegative = 3
     """Validation sources written out as text at each evaluation."""
-    checkpoint_every: int = 100
-    log_every: int = 10
+    checkpoint_every: Positive = 100
+    log_every: Positive = 10
     tensorboard: bool = False
 
     def __post_init__(self):
-        for name, least in (
-            ("steps", 0),
-            ("batch_size", 1),
-            ("accumulate", 1),
-            ("eval_every", 1),
-            ("checkpoint_every", 1),
-            ("log_every", 1),
-            ("samples", 0),
-        ):
-            if getattr(self, name) < least:
-                raise InputError(
-                    f"train.{name} is {getattr(self, name)}; "
-                    f"it must be at least {least}"
-                )
-        if self.eval_batches is not None and self.eval_batches < 1:
-            raise InputError(
-                f"train.eval_batches is {self.eval_batches}; it must be at least 1, "
-                "or None for the whole split"
-            )
-        if not 0 <= self.label_smoothing < 1:
-            raise InputError(
-                f"train.label_smoothing is {self.label_smoothing}; expected 0 <= s < 1"
-            )
+        super().__post_init__()
         if self.batch_size % self.accumulate:
             raise InputError(
                 f"train.batch_size {self.batch_size} is not a multiple of "
@@ -218,28 +187,85 @@ class TrainConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class DecodeConfig:
-    """How text is generated."""
+class DecodeConfig(Section):
+    """How text is generated. Settings mean what they mean in transformers."""
 
-    method: Literal["greedy"] = "greedy"
-    max_new_tokens: int = 100
-    batch_size: int = 32
+    method: Literal["greedy", "sample", "beam"] = "greedy"
+    max_new_tokens: Positive = 100
+    min_new_tokens: NotNegative = 0
+    """The end token is barred before so many tokens are written."""
+    batch_size: Positive = 32
     """Prompts decoded at a time."""
+    sequences: Positive = 1
+    """Texts per prompt: draws of `sample`, or the best of the beams."""
+    beams: Positive = 5
+    """Width of the beam search (`beam` only, as the next two)."""
+    length_penalty: float = 1.0
+    """A finished text's score is its log-probability / tokens ** this."""
+    early_stopping: Literal["no", "yes", "never"] = "no"
+    """Stop when as many texts as beams are finished (`yes`), when no running one looks
+    better (`no`), or when none can become better (`never`)."""
+    temperature: Above = 1.0
+    """Logits are divided by it before sampling (`sample` only, as the next four)."""
+    top_k: Positive | None = None
+    """Sample among so many of the likeliest tokens."""
+    top_p: Chance | None = None
+    """Sample among the fewest tokens whose probabilities sum to this."""
+    min_p: Chance | None = None
+    """Sample among tokens at least so likely, relative to the likeliest."""
+    seed: NotNegative = 0
+    repetition_penalty: Above = 1.0
+    """Logits of tokens already there: divided by it if positive, else multiplied."""
+    no_repeat_ngram: NotNegative = 0
+    """No run of so many tokens is written twice; 0: allowed."""
+    barred_tokens: tuple[NotNegative, ...] = ()
+    """Token ids that are never written."""
+    end_tokens: tuple[NotNegative, ...] | None = None
+    """Token ids that end a text. None: the tokenizer's end token."""
+    stop: tuple[str, ...] = ()
+    """A text ends before the first of these strings."""
 
     def __post_init__(self):
-        for name in ("max_new_tokens", "batch_size"):
-            if getattr(self, name) < 1:
-                raise InputError(
-                    f"decode.{name} is {getattr(self, name)}; it must be at least 1"
-                )
+        super().__post_init__()
+        if self.min_new_tokens > self.max_new_tokens:
+            raise InputError(
+                f"decode.min_new_tokens {self.min_new_tokens} is more than "
+                f"decode.max_new_tokens {self.max_new_tokens}"
+            )
+        if any(not stop for stop in self.stop):
+            raise InputError(
+                "decode.stop has an empty string; give the texts to stop at"
+            )
+        self._check_method()
+
+    def _check_method(self):
+        """A setting of another method would change nothing, silently."""
+        owners = {
+            "sample": ("temperature", "top_k", "top_p", "min_p", "seed"),
+            "beam": ("beams", "length_penalty", "early_stopping"),
+        }
+        for method, names in owners.items():
+            for name in names:
+                given, default = getattr(self, name), getattr(type(self), name)
+                if self.method != method and given != default:
+                    raise InputError(
+                        f'decode.{name} is {given!r} but decode.method is "'
+                        f'{self.method}"; it is for "{method}" only'
+                    )
+        most = {"greedy": 1, "beam": self.beams}.get(self.method)
+        if most is not None and self.sequences > most:
+            raise InputError(
+                f"decode.sequences is {self.sequences}; {self.method} decoding gives "
+                f"at most {most}" + (" (decode.beams)" if self.method == "beam" else "")
+            )
 
 
 @dataclasses.dataclass(frozen=True)
-class MeshConfig:
+class MeshConfig(Section):
     """The devices."""
 
-    data: int | None = None
-    """Devices the batch is split over; None: all there are."""
+    data: Positive | None = None
+    """Devices the batch is split over; None: as many as can share it evenly."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -254,14 +280,24 @@ class Config:
     decode: DecodeConfig = DecodeConfig()
     mesh: MeshConfig = MeshConfig()
 
+    def __post_init__(self):
+        for field in dataclasses.fields(Config):
+            given, kind = getattr(self, field.name), type(field.default)
+            if not isinstance(given, kind):
+                raise InputError(
+                    f"{field.name} is {given!r}; expected {kind.__name__}(...)"
+                )
+
     def resolved(self) -> "Config":
         """The same run with every value that depends on others filled in."""
-        if self.optim.learning_rate is not None:
-            return self
         flat = self.train.method == "prefix" and self.prefix.kind == "flat"
-        rate = 0.1 if flat else 1e-3
+        rate = self.optim.learning_rate or (0.1 if flat else 1e-3)
         return dataclasses.replace(
-            self, optim=dataclasses.replace(self.optim, learning_rate=rate)
+            self,
+            optim=dataclasses.replace(self.optim, learning_rate=rate),
+            prefix=dataclasses.replace(
+                self.prefix, init=self.prefix.init or "examples"
+            ),
         )
 
     def to_dict(self) -> dict:
@@ -280,13 +316,18 @@ class Config:
             if name not in sections:
                 raise InputError(
                     f"unknown section {name!r}; expected {', '.join(sections)}"
+                    f"{closest(name, sections)}"
+                )
+            if not isinstance(fields, dict):
+                raise InputError(
+                    f"section {name} is {fields!r}; expected an object of its fields"
                 )
             kind = type(getattr(cls, name))
             known = {field.name for field in dataclasses.fields(kind)}
-            if unknown := set(fields) - known:
+            if unknown := sorted(set(fields) - known):
                 raise InputError(
-                    f"unknown field {name}.{min(unknown)}; "
-                    f"expected {', '.join(sorted(known))}"
+                    f"unknown field {name}.{unknown[0]}; "
+                    f"expected {', '.join(sorted(known))}{closest(unknown[0], known)}"
                 )
             # JSON has no tuples.
             made[name] = kind(

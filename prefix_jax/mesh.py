@@ -8,13 +8,21 @@ from prefix_jax.config import MeshConfig
 from prefix_jax.errors import InputError
 
 
-def make_mesh(config: MeshConfig = MeshConfig(), *, batch_size: int | None = None):
-    """A mesh with one axis, `data`, over `config.data` devices (None: all).
+def make_mesh(
+    config: MeshConfig = MeshConfig(), *, batch_size: int | None = None
+) -> Mesh:
+    """A mesh with one axis, `data`, over `config.data` devices.
 
-    Raises InputError for more devices than there are, or a batch they cannot share.
+    None: as many as can share a batch of `batch_size` rows evenly; all, where several
+    processes each have some. Raises InputError for more devices than there are, or a
+    batch they cannot share.
     """
     devices = jax.devices()
-    number = len(devices) if config.data is None else config.data
+    number = len(devices)
+    if config.data is not None:
+        number = config.data
+    elif batch_size is not None and jax.process_count() == 1:
+        number = max(n for n in range(1, number + 1) if batch_size % n == 0)
     if not 1 <= number <= len(devices):
         raise InputError(
             f"mesh.data is {config.data}; {len(devices)} {devices[0].platform} "

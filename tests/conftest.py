@@ -1,14 +1,24 @@
 """Fixtures that several test modules share."""
 
+import gc
+import os
 from pathlib import Path
+
+# Read when jax starts, here and in the processes that tests start: two thirds of the
+# tests' time were LLVM's optimisations of programs that run for milliseconds.
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
+)
 
 import jax
 import pytest
 import tokenizers
+from folders import random_backbone
 from transformers import PreTrainedTokenizerFast
 
 from prefix_jax.model.gpt2 import GPT2
 from prefix_jax.model.gpt2_config import GPT2Config
+from prefix_jax.model.loading import END
 from prefix_jax.model.weights import save_backbone
 
 # Before jax makes its devices: eight, so that sharding is tested on any machine.
@@ -16,7 +26,21 @@ jax.config.update("jax_num_cpu_devices", 8)
 
 REPOSITORY = Path(__file__).parents[1]
 
-END = "<|endoftext|>"
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_programs():
+    """Compiled programs live for one test module.
+
+    Each maps some twenty pieces of memory, and the kernel allows a process 65,530: the
+    whole suite in one process would end in LLVM's "unable to allocate section memory".
+
+    What was left to the garbage collector goes with them: an exception that nobody
+    fetched is logged when it is collected, and its traceback parses source, which
+    Python 3.11 does not survive in the middle of parsing other source.
+    """
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope="session")
@@ -72,4 +96,18 @@ def model_folder(backbone, tokenizer, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("model")
     save_backbone(folder, backbone)
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small() -> GPT2:
+    """A backbone of a few numbers, no two of which are alike."""
+    return random_backbone()
+
+
+@pytest.fixture
+def folder(tmp_path, small) -> Path:
+    """The files of `small`, for the tests to spoil."""
+    folder = tmp_path / "model"
+    save_backbone(folder, small)
     return folder

@@ -130,6 +130,25 @@ def test_evaluation_sees_every_row_once_in_order(rows, number, count):
     assert seen == expected + [([], [])] * (-number % 4)
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_prefix_ids_stay_with_their_rows(rows, count):
+    given = {"batch_size": 4, "buckets": BUCKETS, "pad_id": PAD}
+    ids = list(range(100, 106))
+    shards = [
+        eval_batches(
+            rows[:6], **given, prefix_ids=ids, process_index=i, process_count=count
+        )
+        for i in range(count)
+    ]
+    seen = [
+        number
+        for parts in zip(*shards, strict=True)
+        for part in parts
+        for number in part["prefix_ids"].tolist()
+    ]
+    assert seen == [*ids, 0, 0]
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

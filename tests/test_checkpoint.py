@@ -1,6 +1,7 @@
 """Checkpoints: exact, whole or absent, and refused where they do not belong."""
 
 import dataclasses
+import importlib.metadata
 import json
 import os
 import random
@@ -16,13 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import transformers
 
 from prefix_jax.errors import InputError
 from prefix_jax.learning.split import count, split
 from prefix_jax.learning.step import TrainState, init_train_state
 from prefix_jax.model.kv import KV
 from prefix_jax.model.prefix import FlatPrefix
-from prefix_jax.storage.checkpoint import Checkpoints
+from prefix_jax.storage.checkpoint import Checkpoints, library_versions
 
 REPOSITORY = Path(__file__).parents[1]
 META = {"best": {"loss": 1.5, "step": 3}, "config": {"buckets": [8, 16]}}
@@ -193,6 +195,22 @@ def test_another_length_is_named(saved, backbone):
         pytest.raises(InputError, match=r"length 4, the run asks for 9.*length 4"),
     ):
         checkpoints.restore(start(backbone, length=9))
+
+
+def test_versions_are_those_of_what_is_installed(monkeypatch):
+    installed = importlib.metadata.version
+
+    def version(name):
+        if name == "grain":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return installed(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    versions = library_versions()
+    assert versions["transformers"] == transformers.__version__
+    assert versions["jax"] == jax.__version__
+    assert {"prefix-jax", "tokenizers", "tensorflow-datasets"} <= versions.keys()
+    assert "grain" not in versions
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
+from prefix_jax.data.builders import corpus, prose
 from prefix_jax.errors import InputError
-from prefix_jax.model.tiny import corpus, prose
 
 SENTENCE = (
     "The river rises in the hills to the north of the town, and it is navigable "

@@ -8,7 +8,7 @@ in the last place, at random, and the other program may differ by twice what tha
 """
 
 import dataclasses
-import itertools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -63,21 +63,6 @@ def copy_with(backbone, **attributes):
     for name, value in attributes.items():
         setattr(copy, name, value)
     return copy
-
-
-def parted(backbone, *cuts):
-    """The layers in one stack for each stretch between the cuts."""
-    (whole,) = backbone.blocks
-    bounds = [0, *cuts, backbone.config.n_layer]
-    return copy_with(
-        backbone,
-        blocks=nnx.List(
-            [
-                jax.tree.map(lambda x, i=i, j=j: x[i:j], whole)
-                for i, j in itertools.pairwise(bounds)
-            ]
-        ),
-    )
 
 
 def with_config(backbone, **changes):
@@ -192,6 +177,21 @@ def test_rows_do_not_move_each_other(backbone, tokens):
     assert (moves[length:] == 0).all()
 
 
+# Section 4: f32 means f32, also on a TPU, whose default is one bf16 pass.
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_products_of_f32_are_exact_on_every_device(dtype, backbone, prefix, tokens):
+    narrow = copy_with(
+        jax.tree.map(lambda x: x.astype(dtype), backbone), dtype=jnp.dtype(dtype)
+    )
+    text = str(jax.make_jaxpr(loss_and_gradients)(narrow, prefix, tokens))
+    products = re.findall(r"dot_general\[\n(.*?)\n\s*\] ", text, re.DOTALL)
+    assert len(products) > 10
+    highest = ["Precision.HIGHEST" in product for product in products]
+    assert all(highest) if dtype == "float32" else not any(highest)
+
+
 # Law 5.
 
 
@@ -211,23 +211,23 @@ def test_scanned_equals_unrolled(backbone, tokens):
         (stack,) = backbone.blocks
         for i in range(backbone.config.n_layer):
             block = jax.tree.map(lambda x, i=i: x[i], stack)
-            x, _ = block(x, [], mask, jnp.asarray(i))
+            x, _, _ = block(x, [], mask, jnp.asarray(i), False)
         return backbone.logits(backbone.ln_f(x, backbone.config.layer_norm_epsilon))
 
     assert_equals(unrolled(backbone), logits, backbone, tokens)
 
 
-@pytest.mark.parametrize("cuts", [(1,), (1, 2)])
-def test_parted_into_stacks_equals_whole(cuts, backbone, prefix, tokens):
+@pytest.mark.parametrize("sizes", [(1, 2), (1, 1, 1)])
+def test_parted_into_stacks_equals_whole(sizes, backbone, prefix, tokens):
     """Also where a layer's number counts: it goes on from stack to stack."""
     backbone = with_config(backbone, scale_attn_by_inverse_layer_idx=True)
-    parts = parted(backbone, *cuts)
+    parts = backbone.parted(*sizes)
     assert_equals(kv(parts, tokens, prefix), kv, backbone, tokens, prefix)
     assert_equals(logits(parts, tokens, prefix), logits, backbone, tokens, prefix)
 
 
 def test_parted_into_stacks_trains_like_the_whole(backbone, prefix, tokens):
-    parts = parted(backbone, 1)
+    parts = backbone.parted(1, 2)
     result = loss_and_gradients(parts, prefix, tokens)
     gradient = result[2][0]
     joined = jax.tree.map(lambda *x: jnp.concatenate(x), *gradient.blocks)

@@ -13,6 +13,7 @@ PACKAGE = Path(prefix_jax.__file__).parent
 FLOORS = [
     "__init__",
     "cli",
+    "cli_prefixes",
     "runs",
     "storage",
     "scoring",
@@ -22,6 +23,7 @@ FLOORS = [
     "model",
     "mesh",
     "config",
+    "checks",
     "errors",
 ]
 
@@ -44,6 +46,7 @@ def imports(path: Path) -> list[tuple[str, ...]]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
             names = [node.module or ""]
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
         for name in names:
             if name.split(".")[0] == "prefix_jax":
                 found.append(tuple(name.split(".")[1:]))

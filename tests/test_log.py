@@ -10,12 +10,12 @@ from prefix_jax.errors import InputError
 from prefix_jax.storage.log import MetricsLog, plot_curves, read_metrics
 
 
-def fill(workdir, last=20, **validation):
+def fill(workdir, last=20):
     with MetricsLog(workdir) as log:
         for step in range(1, last + 1):
             log.write(step, "train", {"loss": 3.0 / step})
             if step % 5 == 0:
-                log.write(step, "validation", {"loss": 4.0 / step, **validation})
+                log.write(step, "validation", {"loss": 4.0 / step})
 
 
 def test_what_is_written_is_read(tmp_path):
@@ -125,9 +125,7 @@ def test_the_picture_of_a_run(tmp_path):
     path = plot_curves(tmp_path)
     assert path == tmp_path / "curves.png"
     width, height = png_size(path)
-    fill(tmp_path / "scored", bleu=12.0)
-    # BLEU, where it was measured, has a panel of its own.
-    assert png_size(plot_curves(tmp_path / "scored")) > (width, height)
+    assert width > height > 0
 
 
 def test_several_runs_in_one_picture(tmp_path):
@@ -145,10 +143,3 @@ def test_validation_alone_is_drawn(tmp_path):
         log.write(0, "validation", {"loss": 2.0})
         log.write(0, "train", {"loss": math.nan})
     assert plot_curves(tmp_path) is not None
-
-
-def test_without_matplotlib_there_is_a_warning(tmp_path, monkeypatch):
-    fill(tmp_path)
-    monkeypatch.setitem(sys.modules, "matplotlib.style", None)
-    with pytest.warns(UserWarning, match="pip install matplotlib"):
-        assert plot_curves(tmp_path) is None

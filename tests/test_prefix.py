@@ -66,11 +66,23 @@ def test_scales_are_powers_of_two(backbone):
         assert np.all(mantissa == 0.5)
 
 
-def test_text_repeats_or_is_cut_to_the_length(backbone):
+def test_examples_share_the_length_and_keep_their_ends(backbone):
+    kv = make(backbone, tokens=[[1, 2, 3], [4, 5, 6, 7, 8], [9]], length=6, init=None)()
+    ends = make(backbone, tokens=[[2, 3, 6, 7, 8, 9]], length=6, init="examples")()
+    shorter = make(backbone, tokens=[[3, 8, 9]], length=3, init="examples")()
+    np.testing.assert_array_equal(kv.keys, ends.keys)
+    kv = make(backbone, tokens=[[1, 2, 3], [4, 5, 6, 7, 8], [9]], length=3, init=None)()
+    np.testing.assert_array_equal(kv.keys, shorter.keys)
+
+
+def test_no_examples_and_no_choice_is_a_random_start(backbone):
+    given = make(backbone, init=None)()
+    np.testing.assert_array_equal(given.keys, make(backbone, init="random")().keys)
+
+
+def test_text_repeats_to_the_length(backbone):
     whole = make(backbone, init="examples", tokens=[TEXT, TEXT], length=None)()
     assert whole.length == 2 * len(TEXT)
-    short = make(backbone, init="examples", tokens=[TEXT], length=3)()
-    np.testing.assert_allclose(short.keys, whole.keys[:, :, :3], atol=1e-6)
     long = make(backbone, init="examples", tokens=[TEXT], length=2 * len(TEXT))()
     np.testing.assert_allclose(long.keys, whole.keys, atol=1e-6)
 
@@ -110,7 +122,7 @@ def test_unshifted_text_counts_from_zero(backbone):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"length": 64}, "leaves no room in the backbone's 64 positions"),
+        ({"length": 64}, "of length 64 leaves no room for text in the .* 64 positions"),
         ({"init": "examples"}, "pass init_prefix"),
         ({"init": "words", "words": "mill"}, "tokenizer="),
         ({"kind": "mlp", "hidden": 4, "init": "zeros"}, "raise prefix.hidden"),

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -24,39 +25,38 @@ def test_heading_has_exactly_one_command(heading):
     assert len(block.strip().splitlines()) == 1
 
 
-def commands() -> list[list[str]]:
-    """The README's prefix-jax commands, as argument lists."""
-    found = []
-    for block in blocks("sh"):
-        for line in block.replace("\\\n", " ").splitlines():
-            part = line.split("&&")[-1].strip().removeprefix(".venv/bin/")
-            if part.startswith("prefix-jax "):
-                found.append(shlex.split(part)[1:])
-    return found
+def commands() -> list[str]:
+    """The README's shell commands, but for the set-up and the tests."""
+    lines = [line for block in blocks("sh") for line in block.splitlines()]
+    last = [line.split(" && ")[-1].removeprefix(".venv/bin/") for line in lines]
+    return [line for line in last if line.startswith(("prefix-jax ", "echo "))]
 
 
 @pytest.mark.slow
 def test_commands_run_in_order(tmp_path, monkeypatch, capsys):
     """As written, but with fewer steps and texts where there are options for it."""
     fewer = ["--train.steps", "2", "--train.eval-every", "2"]
+    fewer += ["--train.eval-batches", "1"]
     fewer += ["--decode.max-new-tokens", "4", "--mesh.data", "1"]
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").symlink_to(REPOSITORY / "configs")
-    assert [command[0] for command in commands()] == [
-        "compare",
-        "train",
-        "evaluate",
-        "generate",
-    ]
+    run = []
     for command in commands():
+        program, *arguments = shlex.split(command)
+        if program == "echo":
+            subprocess.run(command, shell=True, check=True)
+            continue
+        run.append(arguments[0])
         extra = {
             "train": fewer,
             "evaluate": [*fewer, "--limit", "2"],
             "compare": [*fewer, "--limit", "2"],
-        }.get(command[0], [])
+        }.get(arguments[0], [])
         with pytest.raises(SystemExit) as exit:
-            main([*command, *extra])
+            main([*arguments, *extra])
         assert exit.value.code == 0, (command, capsys.readouterr().err)
+    shown = {"compare", "train", "evaluate", "generate", "inspect", "export"}
+    assert shown <= set(run)
 
 
 @pytest.mark.slow

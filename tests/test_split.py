@@ -1,5 +1,7 @@
 """The freeze: what `split` gives to the optimizer and what it keeps from it."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from prefix_jax.config import OptimConfig, PrefixConfig
 from prefix_jax.errors import InputError
 from prefix_jax.learning.optim import make_optimizer
 from prefix_jax.learning.split import count, leaf_names, merge, split
+from prefix_jax.model.gpt2 import GPT2
 from prefix_jax.model.prefix import init_prefix
 
 
@@ -98,13 +101,25 @@ def test_unknown_method_and_missing_prefix_are_refused(params):
         split({"backbone": params["backbone"]}, "prefix")
 
 
-def test_weight_decay_leaves_norms_and_biases_alone(params):
+@pytest.mark.parametrize("method", ["full", "top2"])
+def test_buffers_of_an_activation_are_not_trained(params, method):
+    """xIELU's beta and eps; its two alphas are."""
+    config = dataclasses.replace(params["backbone"].config, activation_function="xielu")
+    trainable, _ = split({"backbone": GPT2(config, key=jax.random.key(0))}, method)
+    names = {name.split("/")[-1] for name in leaf_names(trainable) if "act/" in name}
+    assert names == {"alpha_p", "alpha_n"}
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "decayed"), [("adamw", ("kernel", "embedding")), ("muon", "kernel")]
+)
+def test_weight_decay_leaves_norms_and_biases_alone(params, optimizer, decayed):
     """With a gradient of zero, decay is all that moves a leaf."""
     trainable, _ = of(params, "full")
     trainable = jax.tree.map(jnp.ones_like, trainable)
-    optimizer = make_optimizer(OptimConfig(learning_rate=0.1, weight_decay=0.5), 10)
+    config = OptimConfig(name=optimizer, learning_rate=0.1, weight_decay=0.5)
+    optimizer = make_optimizer(config, 10)
     zero = jax.tree.map(jnp.zeros_like, trainable)
     updates, _ = optimizer.update(zero, optimizer.init(trainable), trainable)
     for name, update in zip(leaf_names(updates), jax.tree.leaves(updates), strict=True):
-        fixed = name.endswith("bias") or "/ln_" in name
-        assert bool(jnp.any(update != 0)) != fixed, name
+        assert bool(jnp.any(update != 0)) == name.endswith(decayed), name

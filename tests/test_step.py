@@ -2,6 +2,7 @@
 
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,13 +31,16 @@ def make_batch(seed=0, rows=ROWS):
     }
 
 
+KEY = jax.random.key(2)
+
+
 def start(backbone, method="prefix", **prefix):
     params = {"backbone": backbone}
     if method == "prefix":
         config = PrefixConfig(init="random", length=5, **prefix)
         params["prefix"] = init_prefix(backbone, config, key=jax.random.key(1))
     trainable, frozen = split(params, method)
-    return init_train_state(trainable, OPTIMIZER, jax.random.key(2)), frozen
+    return init_train_state(trainable, OPTIMIZER, KEY), frozen
 
 
 def run(backbone, steps=4, method="prefix", mesh=None, prefix=None, **train):
@@ -69,8 +73,7 @@ def test_backbone_bytes_stay_the_same(backbone):
         state, _ = step(state, frozen, make_batch(number))
     assert before == [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(frozen)]
     whole = merge(state.trainable, frozen)["backbone"]
-    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(backbone), strict=True):
-        np.testing.assert_array_equal(a, b)
+    chex.assert_trees_all_equal(whole, backbone)
 
 
 def _compiled(backbone, method):
@@ -82,15 +85,15 @@ def _compiled(backbone, method):
 def test_compiled_step_has_no_gradient_of_the_backbone(backbone):
     """Law 6 on the program: nothing of a weight's shape is ever computed.
 
-    The stacked weights [L, ...] enter the program as parameters, are passed into loops,
-    and at most laid out anew. A gradient of one would be another array of its shape,
-    written layer by layer (`dynamic-update-slice`) in the backward loop, as it is for
-    every weight in full fine-tuning.
+    The stacked weights [L, ...] and the tables enter the program as parameters, are
+    passed into loops, and at most laid out anew. A gradient of one would be another
+    array of its shape, as there is for every one of them in full fine-tuning: written
+    layer by layer (`dynamic-update-slice`) in the backward loop, or added up.
     """
     weights = {
         ",".join(map(str, leaf.shape))
-        for leaf in jax.tree.leaves(backbone.blocks)
-        if leaf.ndim > 2
+        for leaf in jax.tree.leaves(backbone)
+        if leaf.ndim > 1 + (leaf.shape[0] == backbone.config.n_layer)
     }
 
     def computed(compiled):
@@ -105,7 +108,7 @@ def test_compiled_step_has_no_gradient_of_the_backbone(backbone):
     prefix, state, frozen = _compiled(backbone, "prefix")
     full, *_ = _compiled(backbone, "full")
     gradients = computed(full)  # shows that the check can fail
-    assert all("dynamic-update-slice" in names for names in gradients.values())
+    assert all(gradients.values())
     assert not any(computed(prefix).values())
     # Everything that leaves the program: state, moments and four metrics.
     out = jax.tree.leaves(prefix.out_info)
@@ -119,6 +122,7 @@ def test_state_is_donated_and_the_backbone_is_not(backbone):
     step = make_train_step(OPTIMIZER, TrainConfig(batch_size=ROWS))
     step(state, frozen, make_batch())
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.trainable))
+    assert not KEY.is_deleted()
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(frozen))
 
 
@@ -128,10 +132,7 @@ def test_same_seed_same_bits(backbone, kind):
     first, losses = run(backbone, **settings)
     second, again = run(backbone, **settings)
     assert losses == again
-    for a, b in zip(
-        jax.tree.leaves(first.trainable), jax.tree.leaves(second.trainable), strict=True
-    ):
-        np.testing.assert_array_equal(a, b)
+    chex.assert_trees_all_equal(first.trainable, second.trainable)
 
 
 @pytest.mark.parametrize("normalise", ["token", "sentence"])
@@ -140,19 +141,13 @@ def test_accumulated_equals_whole(backbone, normalise):
     one, losses = run(backbone, normalise=normalise)
     four, again = run(backbone, normalise=normalise, accumulate=4)
     np.testing.assert_allclose(losses, again, rtol=1e-5)
-    for a, b in zip(
-        jax.tree.leaves(one.trainable), jax.tree.leaves(four.trainable), strict=True
-    ):
-        np.testing.assert_allclose(a, b, atol=2e-4)
+    chex.assert_trees_all_close(one.trainable, four.trainable, rtol=1e-7, atol=2e-4)
 
 
 def test_mesh_of_one_equals_no_mesh(backbone):
     plain, _ = run(backbone)
     meshed, _ = run(backbone, mesh=make_mesh(MeshConfig(data=1)))
-    for a, b in zip(
-        jax.tree.leaves(plain.trainable), jax.tree.leaves(meshed.trainable), strict=True
-    ):
-        np.testing.assert_allclose(a, b, atol=1e-6)
+    chex.assert_trees_all_close(plain.trainable, meshed.trainable, rtol=1e-7, atol=1e-6)
 
 
 def test_loss_is_that_of_the_target_tokens_only(backbone):
@@ -207,10 +202,7 @@ def test_eight_devices_equal_one(backbone, eight):
     one, losses = run(backbone)
     many, again = run(backbone, mesh=eight)
     np.testing.assert_allclose(losses, again, rtol=1e-5)
-    for a, b in zip(
-        jax.tree.leaves(one.trainable), jax.tree.leaves(many.trainable), strict=True
-    ):
-        np.testing.assert_allclose(a, b, atol=2e-4)
+    chex.assert_trees_all_close(one.trainable, many.trainable, rtol=1e-7, atol=2e-4)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -95,26 +95,6 @@ def test_limit_is_the_seeded_permutation():
     assert limit_examples(examples, 9, seed=3)[:5] == few
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"overflow": "truncate"},
-        {"task": "lm"},
-        {"max_length": 3},
-        {"limit": 0},
-        {"max_target_length": 0},
-        {"buckets": (8, 0)},
-    ],
-)
-def test_config_refuses(changes):
-    """Set past the constructor, where the tests' type checker would be first."""
-    config = DataConfig()
-    for name, value in changes.items():
-        object.__setattr__(config, name, value)
-    with pytest.raises(InputError, match=f"data.{next(iter(changes))} is"):
-        config.__post_init__()
-
-
 def test_real_e2e(shared_data):
     config = DataConfig(source="e2e", path=str(shared_data / "e2e"))
     validation, test = (load_examples(config, s) for s in ("validation", "test"))
@@ -124,3 +104,36 @@ def test_real_e2e(shared_data):
     assert test[0].source == (
         "name : Blue Spice | Type : coffee shop | area : city centre"
     )
+
+
+def test_rows_that_name_their_prefix_are_grouped_by_it(tmp_path):
+    rows = [("x", "1", "a"), ("x", "2", "b"), ("x", "3", "a")]
+    text = [json.dumps({"source": s, "target": t, "who": w}) for s, t, w in rows]
+    (tmp_path / "test.jsonl").write_text("\n".join(text))
+    config = DataConfig(path=str(tmp_path), prefix_column="who")
+    assert load_examples(config, "test", ["a", "b"]) == [
+        Example("x", "1", ("1", "3"), "a"),
+        Example("x", "2", ("2",), "b"),
+    ]
+    with pytest.raises(InputError, match=r'line 2: there is no prefix "b".* one of a$'):
+        load_examples(config, "test", ["a"])
+    with pytest.raises(InputError, match="there are no prefixes to choose from"):
+        load_examples(config, "test")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({}, 'line 1: no column "who"'),
+        ({"who": ""}, "line 1: .* expected the name of one prefix"),
+        ({"who": ["a", "b"]}, "line 1: .* expected the name of one prefix"),
+        ({"who": None}, "line 1: .* expected text"),
+        ({"who": 3}, "line 1: .* expected text"),
+    ],
+)
+def test_a_row_without_the_name_of_a_prefix_is_named(tmp_path, row, message):
+    row = {"source": "x", "target": "y"} | row
+    (tmp_path / "test.jsonl").write_text(json.dumps(row))
+    config = DataConfig(path=str(tmp_path), prefix_column="who")
+    with pytest.raises(InputError, match=message):
+        load_examples(config, "test", ["a"])

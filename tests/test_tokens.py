@@ -46,7 +46,7 @@ def plain(tokenizer, text):
 
 def test_row_layout(tokenizer, examples):
     end = tokenizer.eos_token_id
-    encoded = encode_examples(examples, tokenizer, DataConfig(), room=1024)
+    encoded = encode_examples(examples, tokenizer, DataConfig())
     pairs = [(e.source, text) for e in examples for text in e.references]
     assert len(pairs) == len(encoded.rows)
     for (source, target), row in zip(pairs, encoded.rows, strict=True):
@@ -62,21 +62,21 @@ def test_row_layout(tokenizer, examples):
 
 def test_text_comes_back(tokenizer, examples):
     """Also a separator that stands in the text itself is text."""
-    for row in encode_examples(examples, tokenizer, DataConfig(), room=1024).rows:
+    for row in encode_examples(examples, tokenizer, DataConfig()).rows:
         assert (row.tokens == tokenizer.eos_token_id).sum() == 2
 
 
 @pytest.mark.parametrize("max_length", [8, 20, 40, 200])
 @pytest.mark.parametrize("max_target_length", [None, 5])
 def test_counts_add_up(tokenizer, examples, max_length, max_target_length):
-    free = encode_examples(examples, tokenizer, DataConfig(), room=1024)
+    free = encode_examples(examples, tokenizer, DataConfig())
     whole = [
         len(r.tokens) <= max_length
         and r.loss_mask.sum() - 1 <= (max_target_length or max_length)
         for r in free.rows
     ]
     config = DataConfig(max_length=max_length, max_target_length=max_target_length)
-    cut = encode_examples(examples, tokenizer, config, room=max_length)
+    cut = encode_examples(examples, tokenizer, config)
     assert cut.report.rows == len(cut.rows) == len(free.rows)
     assert cut.report.dropped == 0
     changed = targets_cut = 0
@@ -101,7 +101,7 @@ def test_counts_add_up(tokenizer, examples, max_length, max_target_length):
     drop = dataclasses.replace(config, overflow="drop")
     fail = dataclasses.replace(config, overflow="error")
     if any(whole):
-        kept = encode_examples(examples, tokenizer, drop, room=max_length)
+        kept = encode_examples(examples, tokenizer, drop)
         expected = [r for r, fits in zip(free.rows, whole, strict=True) if fits]
         assert kept.report.dropped == len(whole) - len(expected)
         assert all(
@@ -110,16 +110,14 @@ def test_counts_add_up(tokenizer, examples, max_length, max_target_length):
         )
     else:
         with pytest.raises(InputError, match="pairs are longer"):
-            encode_examples(examples, tokenizer, drop, room=max_length)
+            encode_examples(examples, tokenizer, drop)
     if not all(whole):
         number = len(whole) - sum(whole)
         with pytest.raises(InputError, match=f"{number} of {len(whole)} pairs"):
-            encode_examples(examples, tokenizer, fail, room=max_length)
+            encode_examples(examples, tokenizer, fail)
 
 
-def test_room(tokenizer, examples):
-    with pytest.raises(InputError, match=r"lower data\.max_length to 200"):
-        encode_examples(examples, tokenizer, DataConfig(), room=200)
+def test_room():
     about = {"positions": 1024, "prefix_length": 20, "backbone": "gpt2"}
     with pytest.raises(InputError) as raised:
         text_room(1010, **about)
@@ -134,7 +132,7 @@ def test_room(tokenizer, examples):
 
 def test_nothing_to_encode(tokenizer):
     with pytest.raises(InputError, match="no examples"):
-        encode_examples([], tokenizer, DataConfig(), room=1024)
+        encode_examples([], tokenizer, DataConfig())
 
 
 def test_truncated_prompts_keep_their_separator(tokenizer):

@@ -9,12 +9,15 @@ from jaxtyping import Bool, Int, Int32
 from prefix_jax.data.tokens import Row
 from prefix_jax.errors import InputError
 
-Batch = dict[str, Int32[np.ndarray, "B T"] | Bool[np.ndarray, "B T"]]
+Batch = dict[
+    str,
+    Int32[np.ndarray, "B T"] | Bool[np.ndarray, "B T"] | Int32[np.ndarray, " B"],
+]
 """tokens i32, mask bool (real tokens), loss_mask bool (tokens to be predicted), all
-padded on the right."""
+padded on the right; where rows have prefixes of their own, prefix_ids i32 [B]."""
 
 MULTIPLE = 8
-"""Chosen buckets are multiples of this many tokens, for the sake of the hardware."""
+"""Chosen buckets are multiples of this many tokens, so that there are few to try."""
 
 
 def choose_buckets(
@@ -99,10 +102,12 @@ def eval_batches(
     pad_id: int,
     process_index: int = 0,
     process_count: int = 1,
+    prefix_ids: Sequence[int] | None = None,
 ) -> Iterator[Batch]:
     """Every row once, in order; the last batch is filled with rows that are all mask.
 
-    Processes share each batch as in `train_batches`. Raises InputError.
+    `prefix_ids`: each row's prefix in a bank, for the batch's prefix_ids (0 where it is
+    filled). Processes share each batch as in `train_batches`. Raises InputError.
     """
     shard = _shard(batch_size, process_index, process_count)
     lengths = _lengths(rows, buckets)
@@ -112,7 +117,13 @@ def eval_batches(
         width = _bucket(int(lengths[start : start + batch_size].max()), buckets)
         batch = list(rows[start : start + batch_size])
         batch += [empty] * (batch_size - len(batch))
-        return _pad(batch[shard], width, pad_id)
+        padded = _pad(batch[shard], width, pad_id)
+        if prefix_ids is not None:
+            ids = np.zeros(batch_size, np.int32)
+            given = prefix_ids[start : start + batch_size]
+            ids[: len(given)] = given
+            padded["prefix_ids"] = ids[shard]
+        return padded
 
     return map(assemble, range(0, len(rows), batch_size))
 

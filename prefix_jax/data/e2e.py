@@ -6,8 +6,8 @@ Novikova et al. 2017, "The E2E Dataset: New Challenges For End-to-End Generation
 import re
 from pathlib import Path
 
-from prefix_jax.data.files import GZIP, closest, find_file
-from prefix_jax.errors import InputError
+from prefix_jax.data.files import GZIP, find_file
+from prefix_jax.errors import InputError, closest
 
 SPLITS = {"train": "trainset", "validation": "devset", "test": "testset_w_refs"}
 """Split names and the official files, which are `<name>.csv` or `<name>.csv.gz`."""

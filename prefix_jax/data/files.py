@@ -1,28 +1,19 @@
 """JSONL, CSV, TSV and text files, plain or gzipped; errors name the file and line."""
 
 import csv
-import difflib
 import gzip
 import json
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from prefix_jax.errors import InputError
+from prefix_jax.errors import InputError, closest
+from prefix_jax.model.loading import END
 
 TABLE_ENDINGS = (".jsonl", ".csv", ".tsv")
 TEXT_ENDING = ".txt"
 ENDINGS = (*TABLE_ENDINGS, TEXT_ENDING)
 GZIP = ".gz"
-
-SEPARATOR = "<|endoftext|>"
-"""A line of this alone stands between the documents of a text file."""
-
-
-def closest(given: str, names: Iterable[str]) -> str:
-    """`; did you mean "..."?` where one of `names` is close to `given`, else ``."""
-    found = difflib.get_close_matches(given, list(names), n=1)
-    return f'; did you mean "{found[0]}"?' if found else ""
 
 
 def listing(names: Iterable[str], most: int = 12) -> str:
@@ -181,16 +172,16 @@ def _read_table(
 
 
 def read_documents(path: Path) -> Iterator[str]:
-    """Documents of a text file: what stands between lines of `<|endoftext|>`.
+    """Documents of a text file: what stands between lines of `<|endoftext|>` alone.
 
     In a file without such a line each line is a document. Blank ones are left out.
     """
-    separated = any(line == SEPARATOR for line in _bare_lines(path))
+    separated = any(line == END for line in _bare_lines(path))
     document: list[str] = []
     for line in _bare_lines(path):
-        if line != SEPARATOR:
+        if line != END:
             document.append(line)
-        if line == SEPARATOR or not separated:
+        if line == END or not separated:
             yield from _unless_blank("\n".join(document))
             document = []
     yield from _unless_blank("\n".join(document))

@@ -11,14 +11,13 @@ from prefix_jax.data.files import (
     ENDINGS,
     TABLE_ENDINGS,
     TEXT_ENDING,
-    closest,
     ending,
     find_file,
     listing,
     read_documents,
     read_rows,
 )
-from prefix_jax.errors import InputError
+from prefix_jax.errors import InputError, closest
 
 REFERENCES = "references"
 """A column of this name holds a list of accepted targets."""
@@ -37,6 +36,8 @@ class Record:
     """Where it stands, for messages: `data/train.csv, line 3`."""
     source: str
     targets: tuple[str, ...]
+    prefix: str | None = None
+    """Name of its prefix, where `data.prefix_column` is set."""
 
 
 def read_records(config: DataConfig, name: str) -> Iterator[Record]:
@@ -51,7 +52,8 @@ def read_records(config: DataConfig, name: str) -> Iterator[Record]:
         source = _texts(row, source_column, place, "data.source_column")
         if len(source) != 1:
             raise InputError(f'{place}: "{source_column}" is a list; expected one text')
-        yield Record(place, source[0], _targets(row, target_column, place))
+        targets = _targets(row, target_column, place)
+        yield Record(place, source[0], targets, _prefix(row, config, place))
     if not place:
         raise _empty(config, name)
 
@@ -132,6 +134,20 @@ def _file(config: DataConfig, name: str) -> Path:
     """The file of a `files` source; without data.path its name is a path by itself."""
     endings = TABLE_ENDINGS if config.task == "table_to_text" else ENDINGS
     return find_file(Path(config.path or "."), name, endings)
+
+
+def _prefix(row: Row, config: DataConfig, place: str) -> str | None:
+    """The name of a row's prefix."""
+    column = config.prefix_column
+    if column is None:
+        return None
+    names = _texts(row, column, place, "data.prefix_column")
+    if len(names) != 1 or not names[0].strip():
+        raise InputError(
+            f'{place}: "{column}" (data.prefix_column) is {row[column]!r}; expected '
+            "the name of one prefix"
+        )
+    return names[0]
 
 
 def _targets(row: Row, column: str, place: str) -> tuple[str, ...]:

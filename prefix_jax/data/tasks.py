@@ -2,16 +2,16 @@
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import TypeVar
 
 import numpy as np
 
-from prefix_jax.config import DataConfig
+from prefix_jax.config import DataConfig, Split
 from prefix_jax.data.e2e import linearise
 from prefix_jax.data.sources import Record, is_e2e, read_records, read_texts
-from prefix_jax.errors import InputError
+from prefix_jax.errors import InputError, closest
 
-Split = Literal["train", "validation", "test"]
+_Item = TypeVar("_Item")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,13 +24,18 @@ class Example:
     """The text to learn: the first reference."""
     references: tuple[str, ...]
     """Every accepted target for this source, at least one."""
+    prefix: str | None = None
+    """Name of the prefix to write it with, where its row names one."""
 
 
-def load_examples(config: DataConfig, split: Split) -> list[Example]:
+def load_examples(
+    config: DataConfig, split: Split, prefixes: Sequence[str] = ()
+) -> list[Example]:
     """Examples of a split, in the order of the raw data.
 
     `train`: one Example per pair of source and target. `validation`, `test`: one per
-    distinct source, in the order of first occurrence, with all of its references.
+    distinct source (and prefix), in the order of first occurrence, with all of its
+    references. With `data.prefix_column` each row names one of `prefixes`.
     E2E's meaning representations are linearised as in the paper; other sources are
     taken as they are. Raises InputError with file and line.
     """
@@ -39,20 +44,29 @@ def load_examples(config: DataConfig, split: Split) -> list[Example]:
             f'data.task "{config.task}" has documents, not examples; '
             'for examples set data.task to "table_to_text"'
         )
+    if config.prefix_column is not None and not prefixes:
+        raise InputError(
+            f'data.prefix_column is "{config.prefix_column}", but there are no '
+            "prefixes to choose from; it is for `evaluate` with --prefix NAME=FOLDER "
+            "for each name"
+        )
     records = read_records(config, _split_name(config, split))
     pairs = (
-        (source, target)
-        for source, targets in _task_texts(records, is_e2e(config))
-        for target in targets
+        (record.source, record.prefix, target)
+        for record in _task_records(records, is_e2e(config), prefixes)
+        for target in record.targets
     )
     if split == "train":
-        return [Example(source, target, (target,)) for source, target in pairs]
-    groups: dict[str, list[str]] = {}
-    for source, target in pairs:
-        groups.setdefault(source, []).append(target)
+        return [
+            Example(source, target, (target,), prefix)
+            for source, prefix, target in pairs
+        ]
+    groups: dict[tuple[str, str | None], list[str]] = {}
+    for source, prefix, target in pairs:
+        groups.setdefault((source, prefix), []).append(target)
     return [
-        Example(source, targets[0], tuple(targets))
-        for source, targets in groups.items()
+        Example(source, targets[0], tuple(targets), prefix)
+        for (source, prefix), targets in groups.items()
     ]
 
 
@@ -65,9 +79,9 @@ def load_documents(config: DataConfig, split: Split) -> Iterator[str]:
 
 
 def limit_examples(
-    examples: Sequence[Example], limit: int | None, *, seed: int
-) -> list[Example]:
-    """The first `limit` of the examples in the order of the seeded permutation.
+    examples: Sequence[_Item], limit: int | None, *, seed: int
+) -> list[_Item]:
+    """The first `limit` examples (or rows) in the order of the seeded permutation.
 
     All of them, in their own order, where `limit` is None; all, permuted, where there
     are fewer. The permutation is `numpy.random.default_rng(seed).permutation`.
@@ -89,12 +103,24 @@ def _split_name(config: DataConfig, split: Split) -> str:
     return name
 
 
-def _task_texts(
-    records: Iterator[Record], linearised: bool
-) -> Iterator[tuple[str, tuple[str, ...]]]:
+def _task_records(
+    records: Iterator[Record], linearised: bool, prefixes: Sequence[str]
+) -> Iterator[Record]:
+    """The records as the model reads them; their prefixes are known ones."""
     for record in records:
         try:
+            if record.prefix is not None:
+                check_name(record.prefix, prefixes)
             source = linearise(record.source) if linearised else record.source
         except InputError as error:
             raise InputError(f"{record.place}: {error}") from error
-        yield source, record.targets
+        yield dataclasses.replace(record, source=source)
+
+
+def check_name(name: str, prefixes: Sequence[str]) -> None:
+    """InputError, with the known names, unless a prefix is called `name`."""
+    if name not in prefixes:
+        raise InputError(
+            f'there is no prefix "{name}"{closest(name, prefixes)}; expected one of '
+            f"{', '.join(prefixes) or '(none was given)'}"
+        )

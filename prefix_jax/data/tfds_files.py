@@ -8,8 +8,8 @@ from tensorflow_datasets.core.data_sources.base import BaseDataSource
 
 from prefix_jax.data import e2e
 from prefix_jax.data.builders import e2e as e2e_builder
-from prefix_jax.data.files import closest, listing
-from prefix_jax.errors import InputError
+from prefix_jax.data.files import listing
+from prefix_jax.errors import InputError, closest
 
 _ROWS_AT_A_TIME = 1000
 

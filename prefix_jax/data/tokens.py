@@ -8,9 +8,10 @@ import numpy as np
 from jaxtyping import Bool, Int32
 from transformers import PreTrainedTokenizerFast
 
-from prefix_jax.config import DataConfig
+from prefix_jax.config import SHORTEST_ROW, DataConfig
 from prefix_jax.data.tasks import Example
 from prefix_jax.errors import InputError
+from prefix_jax.model.loading import END
 
 _TEXTS_AT_A_TIME = 2000
 """The tokenizer keeps some 100 bytes a token until a call returns."""
@@ -27,6 +28,8 @@ class Row:
     tokens: Int32[np.ndarray, "T"]
     loss_mask: Bool[np.ndarray, "T"]
     """True on the tokens to be predicted: target and end."""
+    prefix: str | None = None
+    """Name of the prefix to read it with, as the example's."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,10 +77,11 @@ def text_room(
     Raises InputError where rows of `max_length` tokens would not fit.
     """
     room = positions - prefix_length
-    if room < 1:
+    if room < SHORTEST_ROW:
         raise InputError(
-            f"prefix length {prefix_length} leaves no room for text in {backbone}'s "
-            f"{positions} positions; lower prefix.length"
+            f"prefix length {prefix_length} leaves {max(room, 0)} of {backbone}'s "
+            f"{positions} positions, fewer than the {SHORTEST_ROW} that a row needs; "
+            "lower prefix.length"
         )
     if max_length > room:
         raise InputError(
@@ -92,35 +96,27 @@ def encode_examples(
     examples: Sequence[Example],
     tokenizer: PreTrainedTokenizerFast,
     config: DataConfig,
-    *,
-    room: int,
 ) -> Encoded:
     """One Row per example and reference, no longer than `config.max_length`.
 
-    `room` is the number of positions for text (`text_room`). Over-long pairs are
-    handled as `config.overflow` says: `truncate_source` cuts the source's end, and the
-    target's where it alone is too long; `drop` leaves the pair out. Raises InputError
-    where `max_length` exceeds `room`, with `error` for over-long pairs, and where no
-    row is left.
+    Over-long pairs are handled as `config.overflow` says: `truncate_source` cuts the
+    source's end, and the target's where it alone is too long; `drop` leaves the pair
+    out. Raises InputError for over-long pairs with `error`, and where no row is left.
+    Whether rows fit the backbone is `text_room`'s business.
     """
-    if config.max_length > room:
-        raise InputError(
-            f"data.max_length {config.max_length} exceeds the {room} positions that "
-            f"are left for text; lower data.max_length to {room}"
-        )
     if not examples:
         raise InputError("there are no examples to encode; expected at least one")
     bos, eos = separators(tokenizer)
     sources = _encode_distinct([example.source for example in examples], tokenizer)
-    pairs = [(e.source, text) for e in examples for text in e.references]
-    targets = _encode_distinct([text for _, text in pairs], tokenizer)
+    pairs = [(e.source, text, e.prefix) for e in examples for text in e.references]
+    targets = _encode_distinct([text for _, text, _ in pairs], tokenizer)
 
     most = config.max_length - 2  # tokens of source and target together
     most_target = min(most, config.max_target_length or most)
     rows: list[Row] = []
     over: list[int] = []  # numbers of the pairs that are too long
     truncated_sources = truncated_targets = longest_given = 0
-    for number, (source_text, target_text) in enumerate(pairs):
+    for number, (source_text, target_text, prefix) in enumerate(pairs):
         source, target, end = sources[source_text], targets[target_text], [eos]
         longest_given = max(longest_given, len(source) + len(target) + 2)
         if len(source) + len(target) > most or len(target) > most_target:
@@ -134,7 +130,7 @@ def encode_examples(
             source = source[: most - len(target)]
             truncated_sources += 1
         tokens = np.concatenate([source, [bos], target, end]).astype(np.int32)
-        rows.append(Row(tokens, np.arange(len(tokens)) > len(source)))
+        rows.append(Row(tokens, np.arange(len(tokens)) > len(source), prefix))
 
     if over and (config.overflow == "error" or not rows):
         limits = f"data.max_length {config.max_length}"
@@ -180,7 +176,8 @@ def truncate_prompts(
     """
     if room < 1:
         raise InputError(
-            f"{room} positions are left for the prompt; expected 1 or more"
+            f"{room} positions are left for the prompt; expected 1 or more: lower "
+            "decode.max_new_tokens"
         )
     cut = [
         prompt
@@ -197,7 +194,7 @@ def separators(tokenizer: PreTrainedTokenizerFast) -> tuple[int, int]:
     if not isinstance(bos, int) or not isinstance(eos, int):
         raise InputError(
             "the tokenizer has no bos_token or no eos_token; set both, "
-            'for GPT-2 to "<|endoftext|>"'
+            f'for GPT-2 to "{END}"'
         )
     return bos, eos
 

@@ -1,109 +1,133 @@
-"""From prompts to texts: buckets, batches, limits; the device loop is `greedy`."""
+"""From prompts to texts; the loops are in sample and beam."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 from jaxtyping import Int
 from transformers import PreTrainedTokenizerBase
 
 from prefix_jax.config import DecodeConfig
-from prefix_jax.decoding.greedy import greedy
+from prefix_jax.decoding.beam import beam_search
+from prefix_jax.decoding.context import unrolled
+from prefix_jax.decoding.request import Generated, Prompt, Request
+from prefix_jax.decoding.sample import go_on_sampling, sample, start_sampling
 from prefix_jax.errors import InputError
 from prefix_jax.model.gpt2 import GPT2
 from prefix_jax.model.kv import KV
-
-PROMPT_BUCKET = 32
-"""Prompts are padded to a multiple of this; each multiple is one compiled program."""
 
 
 def generate(
     backbone: GPT2,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str | Sequence[int] | Int[np.ndarray, "_"]],
+    prompts: Sequence[Prompt],
     *,
     prefix: KV | None = None,
+    prefix_ids: Sequence[int] | Int[np.ndarray, "_"] | None = None,
     decode: DecodeConfig = DecodeConfig(),
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[str]:
-    """What the backbone, with the prefix, writes after each prompt.
+    """The (best) text that the backbone, with the prefix, writes after each prompt.
 
-    Prompts are texts, taken literally, or token ids (as `data.encode_prompts` makes
-    them in the format a task was trained with). The prompt and the end token are not
-    part of the result. `progress` hears the number of prompts done.
-    Raises InputError if prefix + prompt + new tokens exceed the backbone's positions.
+    Arguments and errors as for `generate_sequences`.
     """
-    ids = [
-        tokenizer.encode(prompt, add_special_tokens=False)
-        if isinstance(prompt, str)
-        else list(prompt)
-        for prompt in prompts
-    ]
-    if not ids:
-        return []
-    _check(ids, prompts, prefix, backbone, decode)
-    end = tokenizer.eos_token_id
-    if prefix is not None:
-        if prefix.keys.shape[1] != 1:
-            raise InputError(
-                f"the prefix has N = {prefix.keys.shape[1]}; generate takes one prefix "
-                "for all prompts (N = 1)"
-            )
-        prefix = prefix.cast(backbone.dtype, rows=1)
-    # Prompts of like length together: less padding, and fewer compiled programs.
-    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-    texts = [""] * len(ids)
-    rows = min(decode.batch_size, len(ids))
-    for start in range(0, len(order), rows):
-        chosen = order[start : start + rows]
-        tokens, mask = _pad_left([ids[i] for i in chosen], rows)
-        out = greedy(
-            backbone,
-            prefix,
-            jnp.asarray(tokens),
-            jnp.asarray(mask),
-            max_new_tokens=decode.max_new_tokens,
-            end=end,
-        )
-        written = tokenizer.batch_decode(
-            [_until(row, end) for row in np.asarray(out)], skip_special_tokens=True
-        )
-        for i, text in zip(chosen, written, strict=False):
-            texts[i] = text
-        progress(len(chosen))
+    found = generate_sequences(
+        backbone,
+        tokenizer,
+        prompts,
+        prefix=prefix,
+        prefix_ids=prefix_ids,
+        decode=decode,
+        progress=progress,
+    )
+    return [sequences[0].text for sequences in found]
+
+
+def generate_sequences(
+    backbone: GPT2,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    *,
+    prefix: KV | None = None,
+    prefix_ids: Sequence[int] | Int[np.ndarray, "_"] | None = None,
+    decode: DecodeConfig = DecodeConfig(),
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[list[Generated]]:
+    """After each prompt, `decode.sequences` texts; from beams, the best first.
+
+    Prompts are texts, in which special tokens are text like any other, or token ids (as
+    `data.encode_prompts` makes them in the format a task was trained with). With a bank
+    of prefixes (`compose.bank`), `prefix_ids` says which is each prompt's. A prompt's
+    texts do not depend on the other prompts, but samples on its number among them.
+    `progress` hears how many are done.
+    Raises InputError for an unknown prefix, and where prefix + prompt + new tokens
+    exceed the backbone's positions.
+    """
+    request = Request.make(backbone, tokenizer, prompts, prefix, prefix_ids, decode)
+    texts: list[list[Generated]] = [[] for _ in request.prompts]
+    for batch in request.batches():
+        for number, sequences in zip(batch, request.write(batch), strict=True):
+            texts[number] = sequences
+        progress(len(batch))
     return texts
 
 
-def _pad_left(ids, rows):
-    longest = max(len(row) for row in ids)
-    length = -(-longest // PROMPT_BUCKET) * PROMPT_BUCKET
-    tokens = np.zeros((rows, length), np.int32)
-    mask = np.zeros((rows, length), bool)
-    for i, row in enumerate(ids):
-        tokens[i, length - len(row) :] = row
-        mask[i, length - len(row) :] = True
-    mask[len(ids) :, -1] = True  # rows that only fill the batch read one token
-    return tokens, mask
+def stream(
+    backbone: GPT2,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Prompt,
+    *,
+    prefix: KV | None = None,
+    decode: DecodeConfig = DecodeConfig(),
+    tokens_at_a_time: int = 4,
+) -> Iterator[str]:
+    """The text for one prompt, in pieces as it is written: joined, `generate`'s text.
+
+    Raises InputError as `generate` does, and for beam search, which has no text to show
+    before its end.
+    """
+    if decode.method == "beam":
+        raise InputError(
+            'beam search cannot stream; set decode.method to "greedy" or "sample"'
+        )
+    request = Request.make(backbone, tokenizer, [prompt], prefix, None, decode)
+    backbone = _unrolled(backbone)  # once, not for every few tokens
+    inputs = request.inputs([0])
+    stops = inputs.pop("stops")
+    context, state = _start(
+        backbone,
+        **inputs,
+        stops=stops,
+        group=1,
+        max_new_tokens=decode.max_new_tokens,
+        rules=request.rules,
+    )
+    shown = ""
+    while True:
+        text, finished = request.text_so_far(state)
+        # A character or a stop string may still be incomplete.
+        ready = text if finished else request.certain(text)
+        if ready.startswith(shown) and len(ready) > len(shown):
+            yield ready[len(shown) :]
+            shown = ready
+        if finished:
+            return
+        until = int(state.number) + tokens_at_a_time
+        state = _go_on(backbone, context, state, stops, until, rules=request.rules)
 
 
-def _until(row, end):
-    found = np.flatnonzero(row == end)
-    return row[: found[0]] if len(found) else row
+_unrolled = jax.jit(unrolled)
+_start = partial(jax.jit, static_argnames=("group", "max_new_tokens", "rules"))(
+    start_sampling
+)
+_go_on = partial(jax.jit, static_argnames="rules", donate_argnums=2)(go_on_sampling)
 
 
-def _check(ids, prompts, prefix, backbone, decode):
-    offset = 0 if prefix is None else prefix.position_offset
-    limit = backbone.config.n_positions
-    for number, row in enumerate(ids):
-        if not row:
-            raise InputError(
-                f"prompt {number} ({prompts[number]!r}) is empty; give at least a token"
-            )
-        total = offset + len(row) + decode.max_new_tokens
-        if total > limit:
-            raise InputError(
-                f"prompt {number}: prefix {offset} + prompt {len(row)} + "
-                f"decode.max_new_tokens {decode.max_new_tokens} = {total} exceeds the "
-                f"backbone's {limit} positions; shorten the prompt or lower "
-                f"decode.max_new_tokens by {total - limit}"
-            )
+def compiled_programs() -> int:
+    """Decoding programs that this process has compiled so far."""
+    # jax has no public name for it yet.
+    return sum(
+        getattr(loop, "_cache_size")()  # noqa: B009
+        for loop in (sample, beam_search, _start, _go_on)
+    )

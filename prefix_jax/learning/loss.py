@@ -10,8 +10,9 @@ from jaxtyping import Array, Bool, Float, Int
 from prefix_jax.model.gpt2 import GPT2
 from prefix_jax.model.kv import KV
 
-Batch = Mapping[str, Int[Array, "B T"] | Bool[Array, "B T"]]
-"""tokens i32, mask bool (real tokens), loss_mask bool (tokens to be predicted)."""
+Batch = Mapping[str, Int[Array, "B T"] | Bool[Array, "B T"] | Int[Array, " B"]]
+"""tokens i32, mask bool (real tokens), loss_mask bool (tokens to be predicted), each
+[B T]; with a bank of prefixes also prefix_ids i32 [B], each row's prefix in it."""
 
 
 class LossSums(NamedTuple):
@@ -21,23 +22,35 @@ class LossSums(NamedTuple):
     """Negative log-likelihood of the target tokens, nats."""
     smoothed: Float[Array, ""]
     """The same with label smoothing: what training minimises."""
+    row_nll: Float[Array, " B"]
+    """`nll` of each row."""
 
 
 def loss_sums(
     backbone: GPT2, prefix: KV | None, batch: Batch, *, label_smoothing: float = 0.0
 ) -> LossSums:
-    """Summed loss of the tokens that `loss_mask` marks, given all before them."""
-    logits = backbone(batch["tokens"][:, :-1], prefix, batch["mask"][:, :-1])
+    """Summed loss of the tokens that `loss_mask` marks, given all before them.
+
+    `prefix` is shared by all rows, or a bank of which `prefix_ids` names each row's.
+    """
+    logits = backbone(
+        batch["tokens"][:, :-1],
+        prefix,
+        batch["mask"][:, :-1],
+        prefix_ids=batch.get("prefix_ids"),
+    )
     labels = batch["tokens"][:, 1:]
     weights = batch["loss_mask"][:, 1:].astype(jnp.float32)
     with jax.named_scope("loss"):
         normaliser = jax.nn.logsumexp(logits, axis=-1)
         label_logits = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
-        nll = jnp.sum(weights * (normaliser - label_logits))
+        token_nll = weights * (normaliser - label_logits)
+        nll, row_nll = jnp.sum(token_nll), jnp.sum(token_nll, axis=-1)
         if label_smoothing == 0.0:
-            return LossSums(nll, nll)
+            return LossSums(nll, nll, row_nll)
         uniform = jnp.sum(weights * (normaliser - logits.mean(-1)))
-        return LossSums(nll, (1 - label_smoothing) * nll + label_smoothing * uniform)
+        smoothed = (1 - label_smoothing) * nll + label_smoothing * uniform
+        return LossSums(nll, smoothed, row_nll)
 
 
 def divisor(batch: Batch, normalise: Literal["token", "sentence"]) -> Float[Array, ""]:

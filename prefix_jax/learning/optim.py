@@ -37,7 +37,11 @@ def make_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
-    """Clipping, then AdamW (norms and biases do not decay) or Muon, scheduled."""
+    """Clipping, then AdamW or Muon, scheduled.
+
+    Norms and biases never decay; of what Muon leaves to AdamW nothing does, the
+    embeddings neither (optax's default).
+    """
     schedule = make_schedule(config, steps)
     if config.name == "muon":
         update = muon(

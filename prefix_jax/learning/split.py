@@ -11,7 +11,7 @@ from typing import Any, NotRequired, TypedDict
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
+from jaxtyping import Array, Bool
 
 from prefix_jax.errors import InputError
 from prefix_jax.model.gpt2 import GPT2
@@ -25,12 +25,14 @@ class Params(TypedDict):
     prefix: NotRequired[Prefix]
 
 
+# xIELU's beta and eps are stored, never trained (activations.py).
+_NO_BUFFER = r"(?!.*/act/(beta|eps)$)"
 TRAINABLE: dict[str, str] = {
     "prefix": r"prefix/(?!\w+_scale$)",
-    "full": r"backbone/",
+    "full": _NO_BUFFER + r"backbone/",
     # `split` parts the layers into two stacks first; GPT-2's top is also ln_f. The tied
     # embedding is an input too and stays frozen, as in the paper's top-2 baseline.
-    "top2": r"backbone/(blocks/1|ln_f|head)(/|$)",
+    "top2": _NO_BUFFER + r"backbone/(blocks/1|ln_f|head)(/|$)",
 }
 TOP_LAYERS = 2
 
@@ -87,6 +89,12 @@ def count(tree: Any) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
+@jax.jit
+def finite(tree: Any) -> Bool[Array, ""]:
+    """Whether every number in a tree is."""
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
+
+
 def _part_layers(backbone: GPT2, top: int) -> GPT2:
     """The same backbone with its top layers in a stack of their own.
 
@@ -97,15 +105,7 @@ def _part_layers(backbone: GPT2, top: int) -> GPT2:
         raise InputError(
             f"method top2 needs more than {top} layers; the backbone has {layers}"
         )
-    whole = jax.tree.map(lambda *x: jnp.concatenate(x), *backbone.blocks)
-    parted = jax.tree.map(lambda x: x, backbone)  # a copy that shares the leaves
-    parted.blocks = nnx.List(
-        [
-            jax.tree.map(lambda x: x[: layers - top], whole),
-            jax.tree.map(lambda x: x[layers - top :], whole),
-        ]
-    )
-    return parted
+    return backbone.parted(layers - top, top)
 
 
 def _name(path) -> str:

@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Int, PRNGKeyArray
 
 from prefix_jax.config import TrainConfig
+from prefix_jax.errors import InputError
 from prefix_jax.learning.loss import Batch, divisor, loss_sums
 from prefix_jax.learning.split import Params, merge
 from prefix_jax.mesh import by_rows, replicated
@@ -48,7 +49,7 @@ def init_train_state(
     The leaves are copied: the first step donates the state, and the caller's arrays
     stay valid.
     """
-    trainable = jax.tree.map(jnp.copy, trainable)
+    trainable, key = jax.tree.map(jnp.copy, (trainable, key))
     slots = optimizer.init(cast(optax.Params, trainable))
     return TrainState(jnp.int32(0), trainable, slots, key)
 
@@ -79,7 +80,12 @@ def make_train_step(
     grad = jax.value_and_grad(objective, has_aux=True)
 
     def micro_batches(batch):
-        cut = config.accumulate
+        cut, rows = config.accumulate, len(batch["tokens"])
+        if rows % cut:
+            raise InputError(
+                f"a batch of {rows} rows cannot be cut into train.accumulate = {cut} "
+                f"micro-batches; give a multiple of {cut} rows"
+            )
         # Row i goes to micro-batch i mod A: each device keeps its own rows.
         return jax.tree.map(
             lambda x: jnp.moveaxis(
@@ -139,12 +145,20 @@ def make_eval_step(
 ) -> Callable[[GPT2, KV | None, Batch], dict[str, Array]]:
     """A compiled `evaluate(backbone, prefix, batch)`.
 
-    Gives `nll`, summed over the batch in nats, and `tokens`, the number of targets.
+    Gives `nll`, summed over the batch in nats, and `tokens`, the number of targets;
+    `row_nll` and `row_tokens` [B] are the same of each row. With a bank of prefixes the
+    batch has `prefix_ids` [B], and a row's sums are those that its prefix gives alone.
     """
 
     def evaluate(backbone, prefix, batch):
-        tokens = batch["loss_mask"][:, 1:].sum()
-        return {"nll": loss_sums(backbone, prefix, batch).nll, "tokens": tokens}
+        targets = batch["loss_mask"][:, 1:]
+        sums = loss_sums(backbone, prefix, batch)
+        return {
+            "nll": sums.nll,
+            "tokens": targets.sum(),
+            "row_nll": sums.row_nll,
+            "row_tokens": targets.sum(-1),
+        }
 
     if mesh is None:
         return jax.jit(evaluate)

@@ -11,6 +11,7 @@
 Written after transformers' modeling_gpt2 (behaviour) and tested against it.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -20,7 +21,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from prefix_jax.errors import InputError
 from prefix_jax.model.activations import PARAMETERS, activation
-from prefix_jax.model.attention import KeyBlock, attend, causal_mask
+from prefix_jax.model.attention import KeyBlock, attend, causal_mask, mass, precision
 from prefix_jax.model.gpt2_config import GPT2Config
 from prefix_jax.model.kv import KV
 
@@ -51,7 +52,8 @@ class Dense(nnx.Module):
 
     def __call__(self, equation: str, x: Float[Array, "..."]) -> Float[Array, "..."]:
         kernel = self.kernel[...].astype(x.dtype)
-        return jnp.einsum(equation, x, kernel) + self.bias[...].astype(x.dtype)
+        product = jnp.einsum(equation, x, kernel, precision=precision(x.dtype))
+        return product + self.bias[...].astype(x.dtype)
 
 
 class Block(nnx.Module):
@@ -84,8 +86,10 @@ class Block(nnx.Module):
         seen: list[KeyBlock],
         own_mask: Bool[Array, "#B T T"],
         index: Int[Array, ""],
-    ) -> tuple[Float[Array, "B T D"], tuple[Array, Array]]:
-        """One layer: (output, (keys, values) of these tokens, each [B T H K])."""
+        observe: bool,
+    ) -> tuple[Float[Array, "B T D"], tuple[Array, Array], Array | None]:
+        """One layer: its output, these tokens' (keys, values), each [B T H K], and, if
+        asked for, the share of attention that the first block receives, [B H T]."""
         config = self.config
         scale = config.head_width**-0.5 if config.scale_attn_weights else 1.0
         if config.scale_attn_by_inverse_layer_idx:
@@ -93,7 +97,8 @@ class Block(nnx.Module):
         with jax.named_scope("attention"):
             normal = self.ln_1(x, config.layer_norm_epsilon)
             query, key, value = jnp.moveaxis(self.qkv("btd,dchk->btchk", normal), 2, 0)
-            blocks = [*seen, KeyBlock(key, value, own_mask)]
+            blocks = [*seen, KeyBlock.of(key, value, own_mask)]
+            observed = mass(query, blocks, scale) if observe else None
             x += self.out("bthk,hkd->btd", attend(query, blocks, scale))
         with jax.named_scope("mlp"):
             normal = self.ln_2(x, config.layer_norm_epsilon)
@@ -102,7 +107,23 @@ class Block(nnx.Module):
                 **{name: value.astype(x.dtype) for name, value in self.act.items()},
             )
             x += self.down("btf,fd->btd", inner)
-        return x, (key, value)
+        return x, (key, value), observed
+
+
+class Slots(NamedTuple):
+    """Room for the keys and values of a stack's layers, heads first (`KeyBlock`)."""
+
+    keys: Float[Array, "layers N H S K"]
+    values: Float[Array, "layers N H S K"]
+
+
+class Cache(NamedTuple):
+    """Keys and values of tokens that were read before."""
+
+    stacks: Sequence[Slots]
+    """Those of each of the backbone's stacks."""
+    mask: Bool[Array, "#B #T S"]
+    """Which slots each row, or each of its tokens, sees."""
 
 
 class Forward(NamedTuple):
@@ -110,8 +131,16 @@ class Forward(NamedTuple):
 
     hidden: Float[Array, "B T D"]
     """After the last layer norm, in the backbone's dtype."""
-    kv: KV | None
-    """Keys and values of the tokens themselves, if asked for."""
+    stacks: list[KV]
+    """Keys and values of the tokens themselves for each stack; empty if not asked for."""
+    prefix_mass: Float[Array, "L B H T"] | None
+    """The share of attention that each token pays to the prefix, if asked for."""
+
+    @property
+    def kv(self) -> KV:
+        """Keys and values of the tokens themselves in all layers."""
+        assert self.stacks, "forward was not asked to collect them"
+        return jax.tree.map(lambda *x: jnp.concatenate(x), *self.stacks)
 
 
 class GPT2(nnx.Module):
@@ -150,80 +179,130 @@ class GPT2(nnx.Module):
         prefix: KV | None = None,
         mask: Bool[Array, "B T"] | None = None,
         positions: Int[Array, "#B T"] | None = None,
+        prefix_ids: Int[Array, " rows"] | None = None,
     ) -> Float[Array, "B T V"]:
-        """f32 logits of the next token; arguments as in `forward`."""
+        """f32 logits of the next token; arguments as in `forward`.
+
+        `prefix_ids` names for each row its prefix in the bank `prefix`; without them
+        there is one prefix for all rows, or one for each. Raises InputError too where
+        their numbers differ.
+        """
+        rows = len(tokens)
+        if prefix_ids is not None:
+            if prefix is None or len(prefix_ids) != rows:
+                raise InputError(
+                    f"{len(prefix_ids)} prefix_ids for {rows} rows and "
+                    f"{0 if prefix is None else prefix.number} prefixes; give a bank "
+                    "of prefixes, and an id for each row"
+                )
+            prefix = prefix.select(prefix_ids)
+        elif prefix is not None and prefix.number not in (1, rows):
+            raise InputError(
+                f"{prefix.number} prefixes for {rows} rows: choose one for each row "
+                "(prefix_ids)"
+            )
         return self.logits(
             self.forward(tokens, prefix=prefix, mask=mask, positions=positions).hidden
         )
 
     def forward(
         self,
-        tokens: Int[Array, "B T"],
+        tokens: Int[Array, "B T"] | Float[Array, "B T D"],
         *,
         prefix: KV | None = None,
-        cache: KV | None = None,
-        mask: Bool[Array, "B S"] | None = None,
+        caches: Sequence[Cache] = (),
+        mask: Bool[Array, "B T"] | None = None,
         positions: Int[Array, "#B T"] | None = None,
         collect: bool = False,
+        observe: bool = False,
     ) -> Forward:
-        """The layers over `tokens`, which see the prefix, the cache and each other.
+        """The layers over `tokens`, which see the prefix, the caches and each other.
 
-        `mask` marks the real tokens among the cache's slots and then `tokens` (S =
-        slots + T; None: all real); the prefix is always seen. `positions` are indices
-        into the position table; None counts on from the prefix (its `position_mode`).
-        `collect` returns the tokens' own keys and values, for a cache.
+        Tokens are ids or embeddings [B T D], which stand for what ids would look up.
+        `mask` marks the real tokens (None: all); the prefix is always seen, and where
+        it holds N < B of them, B/N neighbouring rows share each. `positions`
+        are indices into the position table; None counts on from the prefix, and is only
+        for text without a cache before it. Given ones are not checked: a compiled
+        program cannot, and out of range they read the table's last row.
+        `collect` returns the tokens' own keys and values, for a cache; `observe` the
+        attention that they pay to the prefix.
         Raises InputError where the positions cannot fit the table.
         """
-        rows, length = tokens.shape
-        slots = 0 if cache is None else cache.length
+        rows, length = tokens.shape[:2]
+        if prefix is not None:
+            self._check_fit(prefix, rows)
         if positions is None:
-            positions = self._positions(prefix, slots, length)
-        own = None if mask is None else mask[:, slots:]
-        own_mask = causal_mask(length, own)
-        cache_mask = None if mask is None else mask[:, None, :slots]
+            if caches:
+                raise ValueError("after a cache, positions must be given")
+            positions = self._positions(prefix, rows, length)
+        own_mask = causal_mask(length, mask)
+        prefix_mask = None
+        if prefix is not None:
+            prefix = prefix.cast(self.dtype, rows)
+            prefix_mask = prefix.mask
 
         with jax.named_scope("embed"):
-            x = self.token_embedding[...][tokens].astype(self.dtype)
+            x = self.token_embedding[...][tokens] if tokens.ndim == 2 else tokens
+            x = x.astype(self.dtype)
             x += self.position_embedding[...][positions].astype(self.dtype)
 
         def layer(x, inputs):
-            block, index, prefix_layer, cache_layer = inputs
+            block, index, prefix_layer, cache_layers = inputs
             seen = []
             if prefix_layer is not None:
-                seen.append(KeyBlock(prefix_layer[0], prefix_layer[1], None))
-            if cache_layer is not None:
-                seen.append(KeyBlock(cache_layer[0], cache_layer[1], cache_mask))
-            x, own_kv = block(x, seen, own_mask, index)
-            return x, own_kv if collect else None
+                seen.append(KeyBlock.of(*prefix_layer, prefix_mask))
+            for cache, slots in zip(caches, cache_layers, strict=True):
+                seen.append(KeyBlock(*slots, cache.mask))
+            observing = observe and prefix is not None
+            x, own_kv, share = block(x, seen, own_mask, index, observing)
+            return x, (own_kv if collect else None, share)
 
-        def pair(kv, start, stop):
-            if kv is None:
-                return None
-            kv = kv.layers(start, stop)
-            return kv.keys, kv.values
-
-        if prefix is not None:
-            prefix = prefix.cast(self.dtype, rows)
-        start, collected = 0, []
-        for stack in self.blocks:
-            stop = start + stack.ln_1.scale.shape[0]
-            x, own_kv = jax.lax.scan(
+        start, stacks, shares = 0, [], []
+        for number, (stack, size) in enumerate(
+            zip(self.blocks, self.stack_sizes, strict=True)
+        ):
+            stop = start + size
+            x, gathered = jax.lax.scan(
                 jax.checkpoint(layer) if self.remat else layer,
                 x,
                 (
                     stack,
                     jnp.arange(start, stop),
-                    pair(prefix, start, stop),
-                    pair(cache, start, stop),
+                    None if prefix is None else prefix.layers(start, stop).pair,
+                    [cache.stacks[number] for cache in caches],
                 ),
             )
-            collected.append(own_kv)
+            own_kv, share = gathered
+            stacks += [] if own_kv is None else [KV(*own_kv)]
+            shares += [] if share is None else [share]
             start = stop
         hidden = self.ln_f(x, self.config.layer_norm_epsilon)
-        if not collect:
-            return Forward(hidden, None)
-        keys, values = jax.tree.map(lambda *x: jnp.concatenate(x), *collected)
-        return Forward(hidden, KV(keys, values))
+        return Forward(
+            hidden,
+            stacks,
+            jnp.concatenate(shares) if shares else None,
+        )
+
+    @property
+    def stack_sizes(self) -> tuple[int, ...]:
+        """Layers of each stack."""
+        return tuple(stack.ln_1.scale.shape[0] for stack in self.blocks)
+
+    def parted(self, *sizes: int) -> "GPT2":
+        """The same layers in stacks of these sizes, each scanned for itself."""
+        if sizes == self.stack_sizes:
+            return self
+        assert sum(sizes) == self.config.n_layer, sizes
+        whole = jax.tree.map(lambda *x: jnp.concatenate(x), *self.blocks)
+        starts = [sum(sizes[:number]) for number in range(len(sizes))]
+        parted = jax.tree.map(lambda x: x, self)  # a copy that shares the leaves
+        parted.blocks = nnx.List(
+            [
+                jax.tree.map(lambda x, i=start, n=size: x[i : i + n], whole)
+                for start, size in zip(starts, sizes, strict=True)
+            ]
+        )
+        return parted
 
     def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
         """f32 logits of hidden states."""
@@ -233,16 +312,37 @@ class GPT2(nnx.Module):
                 "...d,vd->...v",
                 hidden,
                 head[...].astype(hidden.dtype),
+                precision=precision(hidden.dtype),
                 preferred_element_type=jnp.float32,
             )
 
-    def _positions(self, prefix, slots, length):
-        offset = slots + (0 if prefix is None else prefix.position_offset)
+    def _check_fit(self, prefix, rows):
+        layers, number, _, heads, width = prefix.keys.shape
+        own = self.config.n_layer, self.config.n_head, self.config.head_width
+        if (layers, heads, width) != own:
+            raise InputError(
+                f"the prefix has {layers} layers of {heads} heads of width {width}; "
+                f"the backbone has {own[0]} of {own[1]} of {own[2]}"
+            )
+        if rows % number:
+            raise InputError(
+                f"{number} prefixes cannot be shared by {rows} rows: choose one for "
+                "each row (prefix_ids)"
+            )
+
+    def _positions(self, prefix, rows, length):
+        offset = 0 if prefix is None else prefix.position_offset
         limit = self.config.n_positions
         if offset + length > limit:
             raise InputError(
-                f"prefix and cache {offset} + {length} tokens = {offset + length} "
-                f"positions; the backbone has {limit}; shorten the text to "
-                f"{max(limit - offset, 0)} tokens"
+                f"prefix {offset} + {length} tokens = {offset + length} positions; the "
+                f"backbone has {limit}; shorten the text to {max(limit - offset, 0)} "
+                "tokens"
             )
-        return offset + jnp.arange(length)[None]
+        start = jnp.arange(length)[None]
+        if prefix is None:
+            return start
+        offsets = prefix.offsets[:, None]
+        return start + (
+            offsets if len(offsets) == 1 else offsets.repeat(rows // len(offsets), 0)
+        )

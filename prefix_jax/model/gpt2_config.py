@@ -47,6 +47,14 @@ class GPT2Config:
     def mlp_width(self) -> int:
         return 4 * self.n_embd if self.n_inner is None else self.n_inner
 
+    def check_room(self, length: int, what: str) -> None:
+        """InputError where `length` positions leave none for text; `what` has them."""
+        if length >= self.n_positions:
+            raise InputError(
+                f"{what} of length {length} leaves no room for text in the backbone's "
+                f"{self.n_positions} positions; give a shorter one"
+            )
+
     @classmethod
     def from_dict(cls, values: Mapping) -> "GPT2Config":
         """From the contents of a `config.json`; fields that change nothing are ignored.

@@ -1,23 +1,21 @@
 """Backbones and tokenizers by name: bundled, in a folder, or on the hub."""
 
-import difflib
 import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import RepositoryNotFoundError
 from transformers import GPT2Tokenizer, PreTrainedTokenizerFast
 
-from prefix_jax.errors import InputError
+from prefix_jax.config import Dtype
+from prefix_jax.errors import InputError, closest
 from prefix_jax.model.gpt2 import GPT2
 from prefix_jax.model.gpt2_config import GPT2Config
 from prefix_jax.model.tensor_files import open_tensors, read_json
 from prefix_jax.model.weights import fill
-
-Dtype = Literal["float32", "bfloat16"]
 
 END = "<|endoftext|>"
 """GPT-2's one special token: it begins and ends a text."""
@@ -117,13 +115,12 @@ def _find(
     if _is_path(name):
         near = folder.parent
         beside = [path.name for path in near.iterdir()] if near.is_dir() else []
-        close = [str(near / match) for match in _close(folder.name, beside)]
-        raise InputError(f"folder {name} does not exist{_did_you_mean(close)}")
+        raise InputError(f"folder {name} does not exist{closest(folder.name, beside)}")
     # The hub takes no new names without an owner, so a near miss need not ask it.
     if "/" not in name and name not in _KNOWN:
         beside = [path.parent.name for path in Path().glob("*/config.json")]
-        if close := _close(name, [*_KNOWN, *beside]):
-            raise InputError(f"there is no backbone {name}{_did_you_mean(close)}")
+        if near_miss := closest(name, [*_KNOWN, *beside], cutoff=0.75):
+            raise InputError(f"there is no backbone {name}{near_miss}")
     folder = _download(name, wanted)
     if otherwise and not any(folder.glob("*.safetensors")):
         folder = _download(name, otherwise)
@@ -150,11 +147,3 @@ def _download(name: str, patterns: Sequence[str]) -> Path:
             f"network, run `hf download {name} --local-dir FOLDER` where there is one "
             "and give that folder instead of the name"
         ) from error
-
-
-def _close(name: str, names: Sequence[str]) -> list[str]:
-    return difflib.get_close_matches(name, names, n=3, cutoff=0.75)
-
-
-def _did_you_mean(names: Sequence[str]) -> str:
-    return f"; did you mean {' or '.join(names)}?" if names else ""

@@ -9,7 +9,7 @@ import json
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from prefix_jax.errors import InputError
 
+SAFE, PICKLE = ".safetensors", ".bin"
 FLOATS = ("F64", "F32", "F16", "BF16")
 """Types that weights may have, by safetensors' names."""
 
@@ -32,25 +33,30 @@ class Stored(NamedTuple):
     read: Callable[[], Float[np.ndarray, "..."]]
 
 
-def open_tensors(folder: Path) -> dict[str, Stored]:
-    """The tensors of the folder's weight files, safetensors before PyTorch's.
+def open_tensors(
+    source: Path, stems: Sequence[str] = ("model", "pytorch_model")
+) -> dict[str, Stored]:
+    """The tensors of a weight file, or of a folder's, safetensors before PyTorch's.
 
-    Raises InputError if there are none, or about a damaged file or index.
+    `stems` are the names that a folder's files may have, without their ending. Raises
+    InputError if there are none, or about a damaged file or index.
     """
-    for stem, open_file in (
-        ("model.safetensors", _open_safetensors),
-        ("pytorch_model.bin", _open_pickle),
-    ):
-        if (folder / stem).is_file():
-            return open_file(folder / stem)
-        index = folder / f"{stem}.index.json"
-        if index.is_file():
-            return _open_shards(index, open_file)
-    held = ", ".join(sorted(path.name for path in folder.iterdir())[:8])
+    if source.is_file():
+        return (_open_safetensors if source.suffix == SAFE else _open_pickle)(source)
+    if not source.is_dir():
+        raise InputError(f"{source} does not exist; expected a folder or weight file")
+    for ending, open_file in ((SAFE, _open_safetensors), (PICKLE, _open_pickle)):
+        for stem in stems:
+            if (source / f"{stem}{ending}").is_file():
+                return open_file(source / f"{stem}{ending}")
+            index = source / f"{stem}{ending}.index.json"
+            if index.is_file():
+                return _open_shards(index, open_file)
+    held = ", ".join(sorted(path.name for path in source.iterdir())[:8])
+    names = ", ".join(f"{stem}{SAFE}" for stem in stems)
     raise InputError(
-        f"no weights in {folder}: expected model.safetensors, "
-        "model.safetensors.index.json with its shards, or pytorch_model.bin; "
-        f"found {held or 'nothing'}"
+        f"no weights in {source}: expected {names} (or its .index.json with shards), "
+        f"or {stems[-1]}{PICKLE}; found {held or 'nothing'}"
     )
 
 
@@ -135,10 +141,10 @@ def _open_pickle(path: Path) -> dict[str, Stored]:
             weights_only=True,
             mmap=zipfile.is_zipfile(path),  # not of files from before torch 1.6
         )
-    except pickle.UnpicklingError as error:
+    except pickle.UnpicklingError:
         raise InputError(
-            f"{path} holds more than tensors, and loading it could run code; refused "
-            f"({_first_line(error)}); ask its author for safetensors"
+            f"{path} holds more than tensors, and loading it could run code; refused: "
+            "ask its author for safetensors"
         ) from None
     except (RuntimeError, EOFError, OSError, ValueError) as error:
         raise InputError(

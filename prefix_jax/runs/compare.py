@@ -1,8 +1,6 @@
 """Several ways of tuning one backbone on one task, side by side."""
 
 import dataclasses
-import json
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -12,11 +10,13 @@ from rich.table import Table
 
 from prefix_jax.config import Config
 from prefix_jax.data.tasks import Split
-from prefix_jax.runs.evaluate import Evaluation, score, write_evaluation
+from prefix_jax.errors import InputError
+from prefix_jax.runs.evaluate import Evaluation, check_limit, score, write_evaluation
 from prefix_jax.runs.prepare import prepare
 from prefix_jax.runs.result import load_result, stored_bytes
 from prefix_jax.runs.train import train
 from prefix_jax.runs.validate import Written
+from prefix_jax.storage.files import write_json
 from prefix_jax.storage.log import plot_curves
 
 Compared = Literal["none", "prefix", "top2", "full"]
@@ -45,7 +45,7 @@ class Row:
     """Step of the checkpoint that is scored: the best on the validation split."""
     validation_loss: float | None
     seconds: float
-    """Wall time of training with its validations, compilation included."""
+    """Wall time of training with its validations, over all calls that it took."""
     scores: Evaluation
 
 
@@ -67,6 +67,9 @@ def compare(
     and `curves.png`. None if it was interrupted.
     """
     console = console or Console()
+    check_limit(limit)
+    if not methods:
+        raise InputError(f"there is no method to compare; name some of {list(LABELS)}")
     rows: list[Row] = []
     texts: dict[Compared, Written] = {}
     for method in methods:
@@ -82,9 +85,7 @@ def compare(
                 config.train, method=method if tuned else "prefix"
             ),
         ).resolved()
-        started = time.monotonic()
         outcome = train(run_config, workdir / method, console) if tuned else None
-        seconds = time.monotonic() - started
         if outcome is not None and not outcome.finished:
             return None
         setup = prepare(run_config)
@@ -97,6 +98,8 @@ def compare(
             setup, backbone, prefix, split, "best" if tuned else "none", limit, console
         )
         write_evaluation(workdir / method, scores, texts[method])
+        bleu = "" if scores.bleu is None else f", BLEU {scores.bleu:.1f}"
+        console.print(f"{split} loss {scores.loss:.4f}{bleu}", highlight=False)
         rows.append(
             Row(
                 method=method,
@@ -106,12 +109,11 @@ def compare(
                 learning_rate=run_config.optim.learning_rate if tuned else None,
                 step=outcome.best.step if outcome else 0,
                 validation_loss=outcome.best.loss if outcome else None,
-                seconds=round(seconds, 1),
+                seconds=round(outcome.seconds, 1) if outcome else 0.0,
                 scores=scores,
             )
         )
-    record = [dataclasses.asdict(row) for row in rows]
-    (workdir / "comparison.json").write_text(json.dumps(record, indent=2) + "\n")
+    write_json(workdir / "comparison.json", [dataclasses.asdict(row) for row in rows])
     console.print(_table(rows, split))
     _show_samples(texts, console)
     curves = {LABELS[row.method]: workdir / row.method for row in rows if row.trained}

@@ -1,93 +1,222 @@
-"""Write with a stored prefix: what the command line's `generate` does."""
+"""Write with stored prefixes: what the command line's `generate` does."""
 
 import dataclasses
+import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, NamedTuple, get_args
 
-from prefix_jax.config import Config, DecodeConfig
+from jaxtyping import Int32
+from numpy import ndarray
+from transformers import PreTrainedTokenizerFast
+
+from prefix_jax.config import DecodeConfig, Task
 from prefix_jax.data.e2e import linearise
 from prefix_jax.data.files import read_lines
-from prefix_jax.data.tasks import is_e2e
-from prefix_jax.data.tokens import encode_prompts
-from prefix_jax.decoding.generate import generate
-from prefix_jax.errors import InputError
+from prefix_jax.data.tasks import check_name
+from prefix_jax.data.tokens import encode_prompts, encode_texts
+from prefix_jax.decoding.generate import generate_sequences, stream
+from prefix_jax.decoding.request import Generated
+from prefix_jax.errors import InputError, closest
+from prefix_jax.model.gpt2 import GPT2
+from prefix_jax.model.kv import KV
 from prefix_jax.model.loading import load_backbone, load_tokenizer
-from prefix_jax.storage.artifact import load_prefix, read_metadata
+from prefix_jax.model.weights import fingerprint
+from prefix_jax.runs.prefixes import load_bank, named_folders
+from prefix_jax.storage.artifact import Metadata, read_metadata
 
-Task = Literal["table_to_text", "language_modelling"]
+
+class Kind(NamedTuple):
+    """How a prompt becomes the text that a prefix was trained to go on from."""
+
+    task: Task
+    e2e: bool = False
+    """E2E's meaning representations are linearised, as in training."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """One thing to write."""
+
+    prompt: str
+    prefix: str | None = None
+    """Name of the prefix to write it with; None: the only one."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Writer:
-    """A backbone, a prefix if there is one, and the format that it was trained with."""
+    """A backbone and its prefixes, each with the kind of prompt it was trained for."""
 
-    backbone_name: str
-    prefix_folder: Path | None
-    recipe: Config
+    backbone: GPT2
+    tokenizer: PreTrainedTokenizerFast
+    kinds: Mapping[str, Kind]
+    """What a prompt is for each prefix, by its name; empty for a bare backbone."""
+    prefixes: KV | None
+    """A bank in that order."""
+    bare: Kind
+    """What a prompt is without a prefix."""
 
-    def write(self, prompts: Sequence[str], decode: DecodeConfig) -> list[str]:
-        """One text per prompt.
+    def write(
+        self,
+        lines: Sequence[Line],
+        decode: DecodeConfig,
+        progress: Callable[[int], None] = lambda done: None,
+    ) -> list[list[Generated]]:
+        """`decode.sequences` texts for each line, without the space they begin with.
 
         For a table-to-text prefix a prompt is a source, put before the separator as in
         training (E2E's meaning representations are linearised); else it is the text to
-        continue. Raises InputError for what cannot be decoded.
+        go on from. Raises InputError for an unknown prefix or a prompt that is too
+        long.
         """
-        if not prompts:
+        if not lines:
             raise InputError(
                 "there is no prompt; give one on the command line, a --file, or lines "
                 "on standard input"
             )
-        backbone = load_backbone(self.backbone_name, dtype=self.recipe.backbone.dtype)
-        tokenizer = load_tokenizer(self.backbone_name)
-        prefix = None
-        if self.prefix_folder is not None:
-            prefix = load_prefix(self.prefix_folder, backbone)
-        ready = prompts
-        if self.recipe.data.task == "table_to_text":
-            ready = encode_prompts(self._sources(prompts), tokenizer)
-        texts = generate(backbone, tokenizer, ready, prefix=prefix, decode=decode)
-        return [text.strip() for text in texts]
-
-    def _sources(self, prompts: Sequence[str]) -> list[str]:
-        if not is_e2e(self.recipe.data):
-            return list(prompts)
+        found = generate_sequences(
+            self.backbone,
+            self.tokenizer,
+            self._prompts(lines),
+            prefix=self.prefixes,
+            prefix_ids=self._ids(lines) if self.prefixes is not None else None,
+            decode=decode,
+            progress=progress,
+        )
         return [
-            linearise(prompt) if prompt.rstrip().endswith("]") else prompt
-            for prompt in prompts
+            [dataclasses.replace(one, text=one.text.strip()) for one in sequences]
+            for sequences in found
         ]
 
-
-def open_writer(prefix: Path | None, backbone: str | None, task: Task | None) -> Writer:
-    """The writer for a prefix's folder (or the workdir of its run), or a bare backbone.
-
-    Backbone and task come from the prefix's own record unless they are given.
-    """
-    folder = prefix
-    if prefix is not None and (prefix / "best").is_dir():
-        folder = prefix / "best"
-    recipe = Config(data=dataclasses.replace(Config().data, task="language_modelling"))
-    if folder is not None:
-        metadata = read_metadata(folder)
-        if metadata.recipe is not None:
-            recipe = Config.from_dict(metadata.recipe)
-        backbone = backbone or metadata.backbone_name
-    if task is not None:
-        recipe = dataclasses.replace(
-            recipe, data=dataclasses.replace(recipe.data, task=task)
+    def stream(self, line: Line, decode: DecodeConfig) -> Iterator[str]:
+        """One text in pieces, as it is written."""
+        prefix = self.prefixes
+        if prefix is not None and prefix.number > 1:
+            raise InputError("streaming takes one --prefix; name only the one to use")
+        pieces = stream(
+            self.backbone,
+            self.tokenizer,
+            self._prompts([line])[0],
+            prefix=prefix,
+            decode=decode,
         )
-    return Writer(backbone or recipe.backbone.name, folder, recipe)
+        begun = False
+        for piece in pieces:
+            shown = piece if begun else piece.lstrip()
+            begun = begun or bool(shown)
+            yield shown
+
+    def _ids(self, lines: Sequence[Line]) -> list[int]:
+        names = list(self.kinds)
+        return [names.index(self._name(line)) for line in lines]
+
+    def _name(self, line: Line) -> str:
+        names = list(self.kinds)
+        if line.prefix is None and len(names) == 1:
+            return names[0]
+        if line.prefix is None:
+            raise InputError(
+                f'prompt "{line.prompt[:40]}" does not name its prefix; with '
+                f"several (here {', '.join(names)}) give JSON lines such as "
+                f'{{"prompt": "...", "prefix": "{names[0]}"}} with --file x.jsonl'
+            )
+        check_name(line.prefix, names)
+        return line.prefix
+
+    def _prompts(self, lines: Sequence[Line]) -> list[Int32[ndarray, "_"]]:
+        return [self._prompt(line) for line in lines]
+
+    def _prompt(self, line: Line) -> Int32[ndarray, "_"]:
+        kind = self.bare
+        if self.kinds or line.prefix is not None:
+            kind = self.kinds[self._name(line)]
+        prompt = line.prompt
+        if kind.task != "table_to_text":
+            return encode_texts([prompt], self.tokenizer)[0]
+        if kind.e2e and "[" in prompt:  # what has been linearised has no bracket
+            prompt = linearise(prompt)
+        return encode_prompts([prompt], self.tokenizer)[0]
 
 
-def read_prompts(file: Path | None) -> list[str]:
-    """Lines of a file, or of standard input; blank ones are left out."""
+def open_writer(
+    prefixes: Sequence[str], backbone: str | None, task: Task | None
+) -> Writer:
+    """A writer for stored prefixes, each `FOLDER` or `NAME=FOLDER`, or for none.
+
+    A folder is a prefix's, or that of the run which trained it. Backbone and task come
+    from the prefixes' own records unless they are given. Raises InputError where there
+    is no prefix, or prefixes of different backbones.
+    """
+    folders = named_folders(prefixes)
+    records = {name: read_metadata(folder) for name, folder in folders.items()}
+    name = backbone or next(
+        (r.backbone_name for r in records.values() if r.backbone_name), "tiny"
+    )
+    dtypes = {record.backbone_dtype for record in records.values()} - {None}
+    dtype: Any = dtypes.pop() if len(dtypes) == 1 else None  # load_backbone checks it
+    model = load_backbone(name, dtype=dtype or "float32")
+    return Writer(
+        model,
+        load_tokenizer(name),
+        {name: _kind(folders[name], record, task) for name, record in records.items()},
+        load_bank(folders, model, fingerprint(model)) if folders else None,
+        Kind(task or "language_modelling"),
+    )
+
+
+def _kind(folder: Path, record: Metadata, task: Task | None) -> Kind:
+    """What was asked for, else what the prefix says; PEFT's say nothing: text."""
+    asked = task or record.task or "language_modelling"
+    if task is None and record.backbone_fingerprint is None:
+        print(
+            f"{folder} does not say what its prompts are: they are taken as text to "
+            "continue (--task says otherwise)",
+            file=sys.stderr,
+        )
+    known: dict[str, Task] = {name: name for name in get_args(Task)}
+    if asked not in known:
+        raise InputError(
+            f"the prefix in {folder} was trained for the task {asked!r}; this version "
+            f"of prefix_jax knows {', '.join(known)}: say which is meant with --task"
+        )
+    return Kind(known[asked], bool(record.e2e))
+
+
+def read_prompts(file: Path | None) -> list[Line]:
+    """Lines of a file, or of standard input; blank ones are left out.
+
+    A `.jsonl` file has objects with `prompt` and, where there are several prefixes,
+    `prefix`. Raises InputError with file and line.
+    """
     if file is None:
         if sys.stdin.isatty():
             print("prompts, one a line; end with Ctrl-D", file=sys.stderr)
-        lines = sys.stdin.read().splitlines()
+        lines = list(enumerate(sys.stdin.read().splitlines(), 1))
     else:
         if not file.is_file():
             raise InputError(f"there is no file {file} to read prompts from")
-        lines = [line for _, line in read_lines(file)]
-    return [line.strip() for line in lines if line.strip()]
+        lines = list(read_lines(file))
+    lines = [(number, text.strip()) for number, text in lines if text.strip()]
+    if file is None or ".jsonl" not in file.suffixes:
+        return [Line(text) for _, text in lines]
+    return [_json_line(text, f"{file}, line {number}") for number, text in lines]
+
+
+def _json_line(text: str, place: str) -> Line:
+    try:
+        row = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"{place}: not valid JSON: {error}") from error
+    if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
+        raise InputError(
+            f'{place}: expected {{"prompt": "...", "prefix": "NAME"}}; got {text[:80]}'
+        )
+    if unknown := set(row) - {"prompt", "prefix"}:
+        raise InputError(
+            f'{place}: unknown field "{min(unknown)}"'
+            f"{closest(min(unknown), ('prompt', 'prefix'))}; expected prompt and prefix"
+        )
+    if not isinstance(row.get("prefix"), str | None):
+        raise InputError(f"{place}: prefix is {row['prefix']!r}; expected a name")
+    return Line(row["prompt"], row.get("prefix"))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 from collections.abc import Sequence
 
 import jax
@@ -9,12 +10,11 @@ import numpy as np
 from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerFast
 
-from prefix_jax.config import Config
+from prefix_jax.config import Config, Split
 from prefix_jax.data.batches import choose_buckets
 from prefix_jax.data.packing import pack_documents, packed_rows
 from prefix_jax.data.tasks import (
     Example,
-    Split,
     limit_examples,
     load_documents,
     load_examples,
@@ -40,6 +40,15 @@ class Rows:
     buckets: tuple[int, ...]
     """Lengths that rows are padded to."""
 
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """The number of rows, and a hash of their tokens and loss masks."""
+        digest = hashlib.sha256()
+        for row in self.rows:
+            digest.update(b"%d " % len(row.tokens))
+            digest.update(row.tokens.tobytes() + row.loss_mask.tobytes())
+        return f"{len(self.rows)} rows, {digest.hexdigest()[:16]}"
+
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
@@ -61,22 +70,20 @@ class Setup:
         _, end = separators(self.tokenizer)
         return end
 
-    def rows(self, split: Split) -> Rows:
-        """The rows of a split, with the count of what was cut or dropped."""
+    def rows(self, split: Split, prefixes: Sequence[str] = ()) -> Rows:
+        """The rows of a split, with the count of what was cut or dropped.
+
+        `prefixes`: names that rows may have in the column `data.prefix_column`.
+        """
         config = self.config
         if config.data.task == "language_modelling":
             return self._packed(split)
-        examples = load_examples(config.data, split)
+        examples = load_examples(config.data, split, prefixes)
         if split == "train":
             examples = limit_examples(
                 examples, config.data.limit, seed=config.train.seed
             )
-        encoded = encode_examples(
-            examples,
-            self.tokenizer,
-            config.data,
-            room=self.backbone.config.n_positions,
-        )
+        encoded = encode_examples(examples, self.tokenizer, config.data)
         buckets = config.data.buckets or choose_buckets(
             [len(row.tokens) for row in encoded.rows],
             batch_size=config.train.batch_size,
@@ -89,7 +96,9 @@ class Setup:
         tokens = pack_documents(
             load_documents(config, split), self.tokenizer, config.max_length
         )
-        rows = packed_rows(tokens[: config.limit])
+        rows = packed_rows(tokens)
+        if split == "train":
+            rows = limit_examples(rows, config.limit, seed=self.config.train.seed)
         report = f"{len(rows):,} packed rows of {config.max_length} tokens"
         return Rows(rows, (), report, (config.max_length,))
 
@@ -129,7 +138,9 @@ class Setup:
 
 def prepare(config: Config) -> Setup:
     """Load the backbone and its tokenizer, and lay out the devices."""
-    mesh = make_mesh(config.mesh, batch_size=config.train.batch_size)
+    config = config.resolved()
+    rows = config.train.batch_size // config.train.accumulate  # at a time
+    mesh = make_mesh(config.mesh, batch_size=rows)
     name, dtype, remat = (
         config.backbone.name,
         config.backbone.dtype,

@@ -11,9 +11,15 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+LINE_SECONDS = 10
+"""Off a terminal a line is printed once in so many seconds."""
+
 
 class TrainingProgress:
-    """A bar with loss, tokens per second and time left; plain lines off a terminal."""
+    """A bar with loss, tokens per second and time left.
+
+    Off a terminal, in a log file say, it is a plain line of these every ten seconds.
+    """
 
     def __init__(self, label: str, steps: int, start: int, console: Console):
         self.console = console
@@ -29,7 +35,9 @@ class TrainingProgress:
         self._task = self._bar.add_task(
             label, total=steps, completed=start, loss="", rate=""
         )
-        self._started = time.monotonic()
+        self._steps = steps
+        self._printed = time.monotonic()
+        self._first: float | None = None
         self._paused = 0.0
         self._tokens = 0
 
@@ -42,13 +50,17 @@ class TrainingProgress:
 
     def step(self, step: int, loss: float, tokens: int) -> None:
         """One step is done; `tokens` real tokens went through the model."""
-        self._tokens += tokens
-        self._bar.update(
-            self._task,
-            completed=step,
-            loss=f"loss {loss:.3f}",
-            rate=f"{self.rate:,.0f} tokens/s",
-        )
+        now = time.monotonic()
+        if self._first is None:
+            self._first, self._paused = now, 0.0
+        else:
+            self._tokens += tokens
+        shown = f"loss {loss:.3f}"
+        rate = "" if self.rate is None else f"{self.rate:,.0f} tokens/s"
+        self._bar.update(self._task, completed=step, loss=shown, rate=rate)
+        if not self.console.is_terminal and now - self._printed >= LINE_SECONDS:
+            self.say(f"step {step:>6} of {self._steps}  {shown}  {rate}")
+            self._printed = now
 
     def pause(self, seconds: float) -> None:
         """Time that was not spent on steps (validation, saving)."""
@@ -59,7 +71,12 @@ class TrainingProgress:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     @property
-    def rate(self) -> float:
-        """Real tokens per second of training since the start of this call."""
-        spent = time.monotonic() - self._started - self._paused
+    def rate(self) -> float | None:
+        """Real tokens per second of this call's steps after its first, which compiles.
+
+        None as long as there is none.
+        """
+        if self._first is None or not self._tokens:
+            return None
+        spent = time.monotonic() - self._first - self._paused
         return self._tokens / max(spent, 1e-9)

@@ -1,22 +1,26 @@
 """What a run writes down about itself, and whether a workdir belongs to it."""
 
-import json
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
 
 from prefix_jax.config import Config
 from prefix_jax.errors import InputError
+from prefix_jax.model.tensor_files import read_json
 from prefix_jax.storage.checkpoint import library_versions
+from prefix_jax.storage.files import write_json
 
-# What may change between two calls that continue one run: it does not touch the steps.
+# What may change between two calls that continue one run: it does not touch the steps,
+# or (where model and data lie) a fingerprint stands for it.
 FREE = {
     "decode": None,
     "mesh": None,
+    "backbone": {"name"},
+    "data": {"path"},
     "train": {
         "eval_every",
-        "eval_batches",
         "samples",
         "checkpoint_every",
         "log_every",
@@ -25,25 +29,44 @@ FREE = {
 }
 
 
-def write_record(config: Config, fingerprint: str, workdir: Path) -> None:
+def check_folder(workdir: Path) -> None:
+    """Before any work, so that it is not lost: InputError if `workdir` is a file."""
+    if workdir.exists() and not workdir.is_dir():
+        raise InputError(f"--workdir {workdir} is a file; give a folder")
+
+
+def write_record(
+    config: Config, fingerprints: Mapping[str, str], workdir: Path
+) -> None:
     """Write `config.json`, or check that the one there tells of the same run.
 
-    Raises InputError naming every field that differs.
+    `fingerprints`: of what the run is made of besides its settings, by name.
+    Raises InputError naming every field and fingerprint that differs.
     """
     path = workdir / "config.json"
-    record = {
-        "config": config.to_dict(),
-        "backbone_fingerprint": fingerprint,
-        "versions": {
-            "python": platform.python_version(),
-            **library_versions(),
-        },
+    call = {
+        "versions": {"python": platform.python_version(), **library_versions()},
         "devices": [device.device_kind for device in jax.devices()],
     }
+    record = {
+        "config": config.to_dict(),
+        "fingerprints": dict(fingerprints),
+        "calls": [call],
+    }
     if path.exists():
-        _check_same(read_record(workdir), record, workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        old = read_record(workdir)
+        _check_same(old, record, workdir)
+        # A run that goes on elsewhere may go on in other bits: that must be seen.
+        calls = list(old.get("calls", []))
+        record["calls"] = calls if calls[-1:] == [call] else [*calls, call]
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_json(path, record)
+    except OSError as error:
+        raise InputError(
+            f"cannot write in {workdir}: {error.strerror or error}; give another "
+            "--workdir"
+        ) from error
 
 
 def read_record(workdir: Path) -> dict:
@@ -54,10 +77,18 @@ def read_record(workdir: Path) -> dict:
             f"{workdir} holds no run (no config.json); train there first, or check "
             "--workdir"
         )
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} is not valid JSON: {error}") from error
+    record = read_json(path)
+    if not isinstance(record.get("config"), dict):
+        raise InputError(
+            f"{path} is not a run's record: it has no `config`; give the run's folder "
+            "as --workdir"
+        )
+    return record
+
+
+def recorded_config(workdir: Path) -> Config:
+    """The recipe of the run in `workdir`, resolved; InputError as `read_record`."""
+    return Config.from_dict(read_record(workdir)["config"])
 
 
 def _check_same(old: dict, new: dict, workdir: Path) -> None:
@@ -71,11 +102,14 @@ def _check_same(old: dict, new: dict, workdir: Path) -> None:
             now = list(value) if isinstance(value, tuple) else value
             if field not in free and before != now:
                 differences.append(f"{section}.{field}: {before!r} there, {now!r} now")
-    if old["backbone_fingerprint"] != new["backbone_fingerprint"]:
-        differences.append("the backbone's weights or configuration")
+    for name, now in new["fingerprints"].items():
+        before = old.get("fingerprints", {}).get(name)
+        if before != now:
+            differences.append(f"the {name}: {before!r} there, {now!r} now")
     if differences:
         raise InputError(
-            f"{workdir} holds a run of another recipe:\n  "
+            f"{workdir} holds another run:\n  "
             + "\n  ".join(differences)
-            + "\nuse another --workdir, or the same settings to go on with that run"
+            + "\nuse another --workdir, or the same settings, backbone and data to go "
+            "on with that run"
         )

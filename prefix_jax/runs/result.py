@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from prefix_jax.data.sources import is_e2e
 from prefix_jax.errors import InputError
 from prefix_jax.learning.split import Params
 from prefix_jax.model.gpt2 import GPT2
@@ -10,10 +11,14 @@ from prefix_jax.model.loading import load_backbone
 from prefix_jax.model.weights import save_backbone
 from prefix_jax.runs.prepare import Setup
 from prefix_jax.storage.artifact import load_prefix, save_prefix
+from prefix_jax.storage.files import replaced
 
 
 def save_result(folder: Path, setup: Setup, params: Params, scores: dict) -> None:
-    """Write the trained prefix (folded), or the whole tuned backbone."""
+    """Write the trained prefix (folded), or the whole tuned backbone.
+
+    It takes the place of what `folder` held, at once.
+    """
     if "prefix" in params:
         save_prefix(
             folder,
@@ -21,12 +26,15 @@ def save_result(folder: Path, setup: Setup, params: Params, scores: dict) -> Non
             backbone=setup.backbone,
             scores=scores,
             recipe=setup.config.to_dict(),
+            task=setup.config.data.task,
+            e2e=is_e2e(setup.config.data),
             base_model_name=setup.config.backbone.name,
             backbone_fingerprint=setup.fingerprint,
         )
     else:
-        save_backbone(folder, params["backbone"])
-        setup.tokenizer.save_pretrained(folder)
+        with replaced(folder) as fresh:
+            save_backbone(fresh, params["backbone"])
+            setup.tokenizer.save_pretrained(fresh)
 
 
 def load_result(folder: Path, setup: Setup) -> tuple[GPT2, KV | None]:

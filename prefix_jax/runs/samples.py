@@ -10,6 +10,7 @@ from prefix_jax.model.gpt2 import GPT2
 from prefix_jax.model.kv import KV
 from prefix_jax.runs.prepare import Rows, Setup
 from prefix_jax.runs.validate import write_texts
+from prefix_jax.storage.files import write_text
 
 PROMPT_TOKENS = 24
 """Tokens of a held-out row that language modelling continues from."""
@@ -45,7 +46,7 @@ class SampleLog:
         # A killed process may have left a last line without an end.
         *lines, _ = self._path.read_text(encoding="utf-8").split("\n")
         kept = [line + "\n" for line in lines if json.loads(line)["step"] <= step]
-        self._path.write_text("".join(kept), encoding="utf-8")
+        write_text(self._path, "".join(kept))
 
     def _decode(self, backbone, prefix):
         setup, decode = self._setup, self._setup.config.decode

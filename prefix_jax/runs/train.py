@@ -1,11 +1,14 @@
 """A training run: resumable, watched, its prefix kept.
 
 workdir/
-  config.json       the resolved recipe, library versions, backbone fingerprint
+  config.json       the resolved recipe, library versions, fingerprints of the backbone
+                    and of the rows
   checkpoints/      Orbax: what is trained, optimizer, step, key, data position
   metrics.jsonl     one line per logged step and per validation
   samples.jsonl     texts written at each validation
-  best/, last/      the prefix (PEFT layout), or the tuned backbone
+  best/             the prefix (PEFT layout), or the tuned backbone, of the lowest
+                    validation loss
+  last/             the same of the last checkpoint
   curves.png        loss by step
 """
 
@@ -22,14 +25,15 @@ from rich.console import Console
 
 from prefix_jax.config import Config
 from prefix_jax.data.batches import train_batches
+from prefix_jax.errors import InputError
 from prefix_jax.learning.optim import make_optimizer, make_schedule
-from prefix_jax.learning.split import Params, count, merge, split
+from prefix_jax.learning.split import Params, count, finite, merge, split
 from prefix_jax.learning.step import TrainState, init_train_state, make_train_step
 from prefix_jax.mesh import put_batch, replicated
 from prefix_jax.runs.interrupt import Interrupt
 from prefix_jax.runs.prepare import Setup, prepare
 from prefix_jax.runs.progress import TrainingProgress
-from prefix_jax.runs.record import write_record
+from prefix_jax.runs.record import check_folder, write_record
 from prefix_jax.runs.result import save_result
 from prefix_jax.runs.samples import SampleLog
 from prefix_jax.runs.validate import Validation, Validator
@@ -47,6 +51,9 @@ class Outcome:
     """Numbers trained."""
     share: float
     """Of the backbone's parameters."""
+    seconds: float
+    """Wall time up to the last checkpoint, over all calls: compilation, steps,
+    validations and saving."""
     finished: bool
     """False after Ctrl-C or SIGTERM: the same command goes on from `step`."""
 
@@ -58,11 +65,12 @@ def train(config: Config, workdir: Path, console: Console | None = None) -> Outc
     a run of another recipe.
     """
     console = console or Console()
-    config = config.resolved()
+    check_folder(workdir)
     setup = prepare(config)
+    config = setup.config
     run = _Run(setup, workdir, console)
     # Only now: a mistake that stopped it before must not bind the folder to its recipe.
-    write_record(config, setup.fingerprint, workdir)
+    write_record(config, run.fingerprints, workdir)
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(
             Checkpoints(workdir, backbone_fingerprint=setup.fingerprint)
@@ -71,8 +79,15 @@ def train(config: Config, workdir: Path, console: Console | None = None) -> Outc
             MetricsLog(workdir, tensorboard=config.train.tensorboard)
         )
         outcome = run.go(checkpoints, log)
-    if outcome.finished and (picture := plot_curves(workdir)):
-        console.print(f"curves: {picture}", highlight=False)
+    if outcome.finished:
+        if outcome.best.step == 0 and config.train.steps > 0:
+            run.say(
+                "no validation was better than the start: nothing useful was learned; "
+                "lower optim.learning_rate or train longer"
+            )
+        run.say(f"best, of step {outcome.best.step}: {workdir / 'best'}")
+        if picture := plot_curves(workdir):
+            run.say(f"curves: {picture}")
     return outcome
 
 
@@ -89,6 +104,11 @@ class _Run:
 
         rows = setup.rows("train")
         held_out = setup.rows("validation")
+        self.fingerprints = {
+            "backbone": setup.fingerprint,
+            "training rows": rows.fingerprint,
+            "validation rows": held_out.fingerprint,
+        }
         params = setup.initial_params(rows)
         trainable, frozen = split(params, config.train.method)
         optimizer = make_optimizer(config.optim, config.train.steps)
@@ -111,7 +131,8 @@ class _Run:
         )
         self.validate = Validator(setup, held_out, config.train.eval_batches)
         self.samples = SampleLog(setup, held_out, workdir)
-        self.best: Validation | None = None
+        self.best: Validation  # from the checkpoint, or the validation at the start
+        self.seconds: float  # of the last checkpoint
 
         self.trained = count(trainable)
         self.share = self.trained / count(setup.backbone)
@@ -119,23 +140,28 @@ class _Run:
             f"training   {rows.report}\nvalidation {held_out.report}\n"
             f"method {config.train.method}: {self.trained:,} numbers trained, "
             f"{self.share:.2%} of the backbone's {count(setup.backbone):,}"
+            f"{self._devices()}"
         )
+
+    def _devices(self) -> str:
+        used, there = self.setup.mesh.size, jax.device_count()
+        return "" if there == 1 else f"\n{used} of {there} devices share each batch"
 
     def go(self, checkpoints: Checkpoints, log: MetricsLog) -> Outcome:
         """From the last checkpoint, or the start, to the end or an interrupt."""
-        self._restore(checkpoints, log)
+        self.started = time.monotonic()  # earlier by what earlier calls took
+        restored = self._restore(checkpoints, log)
         config, steps = self.config.train, self.config.train.steps
         start = step = int(self.state.step)
-        if step >= steps:
-            self.say(f"{self.workdir} is already trained to step {step}")
         pending = None
         with (
             Interrupt() as interrupt,
             TrainingProgress(config.method, steps, start, self.console) as progress,
         ):
             self.say = progress.say
-            if start == 0 and steps > 0:
+            if not restored:
                 self._validate(0, log, progress)
+                self._save(0, checkpoints, log, progress)
             while step < steps and interrupt.signal is None:
                 batch = next(self.batches)
                 self.state, metrics = self.step(
@@ -166,31 +192,40 @@ class _Run:
                     f"stopped at step {step} of {steps}, saved; "
                     "run the same command again to go on"
                 )
-        if step >= steps > start:
-            self._keep("last", {})
-        assert self.best is not None  # step 0 or the checkpoint gave one
-        return Outcome(step, self.best, self.trained, self.share, step >= steps)
+        return Outcome(
+            step, self.best, self.trained, self.share, self.seconds, step >= steps
+        )
 
-    def _restore(self, checkpoints: Checkpoints, log: MetricsLog) -> None:
+    def _restore(self, checkpoints: Checkpoints, log: MetricsLog) -> bool:
+        """Whether there was a checkpoint to go on from."""
         restored = checkpoints.restore(self.state)
         if restored is None:
             log.truncate_after(-1)
             self.samples.truncate_after(-1)
-            return
+            return False
         self.state, data_state, meta = restored
         self.batches.set_state(data_state)
         self.best = Validation(**meta["best"])
+        self.seconds = meta["seconds"]
+        self.started -= self.seconds
         step = int(self.state.step)
+        # The process may have been killed between the checkpoint and this.
+        self._keep("last", {"step": step})
         log.truncate_after(step)
         self.samples.truncate_after(step)
-        self.say(f"going on from step {step} of {self.workdir}")
+        if step < self.config.train.steps:
+            self.say(f"going on from step {step} of {self.workdir}")
+        else:
+            self.say(f"{self.workdir} is already trained to step {step}")
+        return True
 
     def _report(self, step, metrics, tokens, log, progress) -> None:
         values = {name: float(value) for name, value in metrics.items()}
         progress.step(step, values["loss"], tokens)
         if step % self.config.train.log_every == 0:
             values["learning_rate"] = float(np.asarray(self.schedule(step - 1)))
-            values["tokens_per_second"] = round(progress.rate, 1)
+            if progress.rate is not None:
+                values["tokens_per_second"] = round(progress.rate, 1)
             log.write(step, "train", values)
 
     def _validate(self, step, log, progress) -> None:
@@ -202,7 +237,7 @@ class _Run:
             step, "validation", {"loss": result.loss, "perplexity": result.perplexity}
         )
         mark = ""
-        if self.best is None or result.loss < self.best.loss:
+        if step == 0 or result.loss < self.best.loss:
             self.best, mark = result, "  best so far"
             self._keep("best", {"validation_loss": result.loss, "step": step})
         progress.say(
@@ -219,7 +254,18 @@ class _Run:
 
     def _save(self, step, checkpoints, log, progress) -> None:
         started = time.monotonic()
+        # A checkpoint that is not finite would end every later call as well.
+        params = merge(self.state.trainable, self.frozen)
+        kept = params["prefix"]() if "prefix" in params else None
+        if not finite((self.state.trainable, kept)):
+            raise InputError(
+                f"at step {step} what is trained is NaN or infinite: it diverged; "
+                "lower optim.learning_rate and use another --workdir. The checkpoint "
+                f"before is kept in {self.workdir}"
+            )
         log.flush()
-        meta = {"best": dataclasses.asdict(self.best)} if self.best else {}
+        self.seconds = started - self.started
+        meta = {"best": dataclasses.asdict(self.best), "seconds": self.seconds}
         checkpoints.save(step, self.state, self.batches.get_state(), meta)
+        self._keep("last", {"step": step})
         progress.pause(time.monotonic() - started)

@@ -1,13 +1,17 @@
 """Loss and samples on held-out data, in training and after it."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
 
 from prefix_jax.config import DecodeConfig
 from prefix_jax.data.batches import eval_batches
 from prefix_jax.data.tasks import Example
-from prefix_jax.data.tokens import encode_prompts
+from prefix_jax.data.tokens import encode_prompts, truncate_prompts
 from prefix_jax.decoding.generate import generate
 from prefix_jax.learning.step import make_eval_step
 from prefix_jax.mesh import put_batch
@@ -35,27 +39,61 @@ class Validation:
 class Validator:
     """Measures the same held-out rows again and again with one compiled program."""
 
-    def __init__(self, setup: Setup, held_out: Rows, batches: int | None = None):
-        """`batches`: read only so many; None: all."""
+    def __init__(
+        self,
+        setup: Setup,
+        held_out: Rows,
+        batches: int | None = None,
+        prefixes: Sequence[str] = (),
+    ):
+        """`batches`: read only so many; None: all. `prefixes`: the names in a bank, of
+        which each row has one; then only `each` can be asked."""
         self._mesh = setup.mesh
+        self._batch_size = setup.config.train.batch_size
+        self._ids = None
+        if prefixes:
+            numbers = {name: number for number, name in enumerate(prefixes)}
+            self._ids = [numbers[str(row.prefix)] for row in held_out.rows]
         self._step = make_eval_step(setup.mesh)
         rows = eval_batches(
             held_out.rows,
-            batch_size=setup.config.train.batch_size,
+            batch_size=self._batch_size,
             buckets=held_out.buckets,
             pad_id=setup.pad_id,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            prefix_ids=self._ids,
         )
         self._batches = list(rows)[:batches]
 
     def __call__(self, backbone: GPT2, prefix: KV | None, step: int = 0) -> Validation:
         """Mean loss over all target tokens."""
-        sums = [
-            self._step(backbone, prefix, put_batch(batch, self._mesh))
-            for batch in self._batches
-        ]
+        sums = self._sums(backbone, prefix)
         tokens = sum(int(part["tokens"]) for part in sums)
         loss = sum(float(part["nll"]) for part in sums) / max(tokens, 1)
         return Validation(step, loss, tokens)
+
+    def each(self, backbone: GPT2, bank: KV) -> list[Validation]:
+        """For each prefix of the bank, the mean loss over its own rows' targets."""
+        assert self._ids is not None
+        nll, tokens = np.zeros(bank.number), np.zeros(bank.number)
+        for number, part in enumerate(self._sums(backbone, bank)):
+            start = number * self._batch_size
+            ids = np.zeros(self._batch_size, int)  # filled up as the batch is
+            given = self._ids[start : start + self._batch_size]
+            ids[: len(given)] = given
+            nll += np.bincount(ids, part["row_nll"], bank.number)
+            tokens += np.bincount(ids, part["row_tokens"], bank.number)
+        return [
+            Validation(0, total / max(count, 1), int(count))
+            for total, count in zip(nll.tolist(), tokens.tolist(), strict=True)
+        ]
+
+    def _sums(self, backbone, prefix) -> list[dict[str, jax.Array]]:
+        return [
+            self._step(backbone, prefix, put_batch(batch, self._mesh))
+            for batch in self._batches
+        ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +102,8 @@ class Written:
 
     examples: Sequence[Example]
     texts: Sequence[str]
+    cut_sources: int
+    """Sources that lost their end, so that prefix, prompt and new tokens fit."""
 
     @property
     def bleu(self) -> float:
@@ -79,14 +119,50 @@ def write_texts(
     decode: DecodeConfig,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Written:
-    """Decode the target of every example's source, in the format of training."""
-    prompts = encode_prompts([example.source for example in examples], setup.tokenizer)
+    """Decode the target of every example's source, in the format of training.
+
+    Over-long sources lose their end, as in training. Raises InputError if the backbone
+    has no position left for a prompt.
+    """
+    [written] = write_each(setup, backbone, prefix, [examples], decode, progress)
+    return written
+
+
+def write_each(
+    setup: Setup,
+    backbone: GPT2,
+    bank: KV | None,
+    groups: Sequence[Sequence[Example]],
+    decode: DecodeConfig,
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[Written]:
+    """As `write_texts` the examples of each group with its prefix of the bank.
+
+    Batches mix the groups; each text is what its prefix alone gives.
+    """
+    offsets = np.zeros(1, int) if bank is None else np.asarray(bank.offsets)
+    prompts, cuts = [], []
+    for group, offset in zip(
+        groups, np.broadcast_to(offsets, len(groups)), strict=True
+    ):
+        kept, cut = truncate_prompts(
+            encode_prompts([example.source for example in group], setup.tokenizer),
+            backbone.config.n_positions - int(offset) - decode.max_new_tokens,
+        )
+        prompts += kept
+        cuts.append(cut)
+    ids = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
     texts = generate(
         backbone,
         setup.tokenizer,
         prompts,
-        prefix=prefix,
+        prefix=bank,
+        prefix_ids=None if bank is None else ids,
         decode=decode,
         progress=progress,
     )
-    return Written(examples, [text.strip() for text in texts])
+    rest = iter(text.strip() for text in texts)
+    return [
+        Written(group, list(itertools.islice(rest, len(group))), cut)
+        for group, cut in zip(groups, cuts, strict=True)
+    ]

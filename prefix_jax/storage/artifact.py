@@ -3,7 +3,9 @@
     folder/
       adapter_config.json          PEFT's description
       adapter_model.safetensors    PEFT's tensor (see peft_layout)
-      prefix_jax.json              position mode, backbone, recipe, scores
+      prefix_jax.json              position mode, backbone, what its prompts are;
+                                   scores and recipe as a record that nothing reads
+      README.md                    its card, if it was exported (see exporting)
 
 PEFT shifts the positions of the text by P, always. A prefix of unshifted positions
 would load there and write nonsense, so its tensor is in `prefix_jax.safetensors`, there
@@ -11,22 +13,23 @@ is no adapter_config.json, and `prefix_jax.json` says why.
 """
 
 import dataclasses
-import json
-import math
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-from prefix_jax.config import PositionMode
+from prefix_jax.config import PositionMode, Task
 from prefix_jax.errors import InputError
 from prefix_jax.model.gpt2 import GPT2
+from prefix_jax.model.gpt2_config import GPT2Config
 from prefix_jax.model.kv import KV
 from prefix_jax.model.prefix import Prefix
+from prefix_jax.model.tensor_files import read_json
 from prefix_jax.model.weights import fingerprint
+from prefix_jax.storage.files import replaced, write_json
 from prefix_jax.storage.peft_layout import (
     adapter_config,
     check_tensor,
+    differing,
     from_tensor,
     read_tensor,
     to_tensor,
@@ -38,7 +41,8 @@ T = TypeVar("T")
 FORMAT = 1
 PEFT_CONFIG, PEFT_TENSORS = "adapter_config.json", "adapter_model.safetensors"
 OWN_CONFIG, OWN_TENSORS = "prefix_jax.json", "prefix_jax.safetensors"
-_FILES = {PEFT_CONFIG, PEFT_TENSORS, OWN_CONFIG, OWN_TENSORS}
+CARD = "README.md"
+_FILES = {PEFT_CONFIG, PEFT_TENSORS, OWN_CONFIG, OWN_TENSORS, CARD}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +54,11 @@ class Metadata:
     backbone_name: str | None
     backbone_fingerprint: str | None
     backbone_config: dict[str, Any] | None
+    backbone_dtype: str | None
+    task: str | None
+    """`data.task` of its training."""
+    e2e: bool | None
+    """Whether its sources were E2E meaning representations, linearised."""
     recipe: dict[str, Any] | None
     scores: dict[str, Any] | None
 
@@ -61,14 +70,17 @@ def save_prefix(
     backbone: GPT2,
     scores: Mapping[str, object] | None = None,
     recipe: Mapping[str, object] | None = None,
+    task: Task | None = None,
+    e2e: bool = False,
     base_model_name: str | None = None,
     backbone_fingerprint: str | None = None,
 ) -> None:
     """Store a prefix, folded, in place of what `folder` held of another prefix.
 
-    `scores` and `recipe` are kept with it as JSON. `backbone_fingerprint` saves
-    computing it anew. The files change all at once: a process killed meanwhile leaves
-    the old ones or the new ones (between two renames, the old ones in `.FOLDER.old`).
+    `scores` and `recipe` are kept with it as JSON. `task` and `e2e` (whether sources
+    are E2E's meaning representations) say what a prompt for it is; None: text to
+    continue. `backbone_fingerprint` saves computing it anew. The files change all at
+    once (`storage.files.replaced`).
     Raises InputError for a prefix that does not fit the backbone or is not finite, or a
     folder that holds other things.
     """
@@ -87,27 +99,23 @@ def save_prefix(
         else "not readable: PEFT always shifts the positions of the text",
         "backbone": {
             "name": base_model_name,
+            "dtype": str(backbone.dtype),
             "fingerprint": backbone_fingerprint or fingerprint(backbone),
             "config": dataclasses.asdict(backbone.config),
         },
+        "task": task,
+        "e2e": e2e,
         "scores": scores,
         "recipe": recipe,
     }
     files = {OWN_CONFIG: record}
     if shifted:
         files[PEFT_CONFIG] = adapter_config(backbone.config, kv.length, base_model_name)
-    texts = {
-        name: json.dumps(_finite(content), indent=2, ensure_ascii=False) + "\n"
-        for name, content in files.items()
-    }
-    _check_replaceable(folder)
-    fresh = folder.with_name(f".{folder.name}.new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    write_tensor(fresh / (PEFT_TENSORS if shifted else OWN_TENSORS), tensor)
-    for name, text in texts.items():
-        (fresh / name).write_text(text, encoding="utf-8")
-    _put_in_place(fresh, folder)
+    check_replaceable(folder)
+    with replaced(folder) as fresh:
+        write_tensor(fresh / (PEFT_TENSORS if shifted else OWN_TENSORS), tensor)
+        for name, content in files.items():
+            write_json(fresh / name, content)
 
 
 def load_prefix(
@@ -133,11 +141,8 @@ def load_prefix(
             f"{path} holds {len(tensor)} positions, but the description beside it says "
             f"{metadata.length}; the files do not belong together"
         )
-    if metadata.position_mode == "shifted" and len(tensor) >= config.n_positions:
-        raise InputError(
-            f"{path}: a prefix of length {len(tensor)} leaves no room in the "
-            f"backbone's {config.n_positions} positions"
-        )
+    if metadata.position_mode == "shifted":
+        config.check_room(len(tensor), f"the prefix in {path}")
     return from_tensor(tensor, config, metadata.position_mode)
 
 
@@ -164,7 +169,8 @@ def read_metadata(folder: Path | str) -> Metadata:
     if peft is not None and peft.get("peft_type") != "PREFIX_TUNING":
         raise InputError(
             f"{folder / PEFT_CONFIG}: peft_type is {peft.get('peft_type')!r}; only "
-            "'PREFIX_TUNING' can be read"
+            "'PREFIX_TUNING' can be read (`prefix-jax import` makes one of "
+            "'PROMPT_TUNING')"
         )
     if own is None:
         assert peft is not None
@@ -194,9 +200,37 @@ def read_metadata(folder: Path | str) -> Metadata:
         backbone_name=_get(base, "name", str, folder),
         backbone_fingerprint=_get(base, "fingerprint", str, folder),
         backbone_config=_get(base, "config", dict, folder),
+        backbone_dtype=_get(base, "dtype", str, folder),
+        task=_get(own, "task", str, folder),
+        e2e=_get(own, "e2e", bool, folder),
         recipe=_get(own, "recipe", dict, folder),
         scores=_get(own, "scores", dict, folder),
     )
+
+
+def read_shape(folder: Path | str, metadata: Metadata) -> GPT2Config:
+    """The shape of the backbone that the prefix in `folder` is for.
+
+    PEFT writes layers, heads and width only; the rest is GPT-2's default then. Raises
+    InputError where the files do not say.
+    """
+    if metadata.backbone_config is not None:
+        place, fields = Path(folder) / OWN_CONFIG, metadata.backbone_config
+    else:
+        place = Path(folder) / PEFT_CONFIG
+        peft = _read_json(place) or {}
+        names = {
+            "n_layer": "num_layers",
+            "n_head": "num_attention_heads",
+            "n_embd": "token_dim",
+        }
+        fields: dict[str, Any] = {
+            ours: peft.get(theirs) for ours, theirs in names.items()
+        }
+    try:
+        return GPT2Config(**fields)
+    except (TypeError, InputError) as error:
+        raise InputError(f"{place} does not describe a GPT-2: {error}") from None
 
 
 def _get(record: dict[str, Any], name: str, kind: type[T], folder: Path) -> T | None:
@@ -214,16 +248,7 @@ def _check_backbone(
 ) -> None:
     """InputError if the prefix is another backbone's, by configuration or weights."""
     peft = _read_json(folder / PEFT_CONFIG) or {}
-    shape = {
-        "num_layers": backbone.config.n_layer,
-        "num_attention_heads": backbone.config.n_head,
-        "token_dim": backbone.config.n_embd,
-    }
-    differences = [
-        f"{field} {peft[field]!r} there, {value} here"
-        for field, value in shape.items()
-        if peft.get(field) not in (None, value)
-    ]
+    differences = differing(peft, backbone.config)
     expected = metadata.backbone_fingerprint
     mine = (given or fingerprint(backbone)) if expected is not None else None
     if expected != mine:
@@ -248,29 +273,10 @@ def _check_backbone(
 
 def _read_json(path: Path) -> dict[str, Any] | None:
     """The object in a file, None if there is no such file."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except ValueError as error:
-        raise InputError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path} is not a JSON object; it holds {str(value)[:60]!r}")
-    return value
+    return read_json(path) if path.is_file() else None
 
 
-def _finite(value: object) -> object:
-    """The same JSON with null for the numbers that JSON has no word for."""
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
-def _check_replaceable(folder: Path) -> None:
+def check_replaceable(folder: Path) -> None:
     """Saving replaces the whole folder, so it must hold nothing else."""
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; give a folder for the prefix")
@@ -280,13 +286,3 @@ def _check_replaceable(folder: Path) -> None:
             f"{folder} holds other things ({', '.join(sorted(others)[:5])}); "
             "give a folder of its own for the prefix"
         )
-
-
-def _put_in_place(fresh: Path, folder: Path) -> None:
-    """Rename `fresh` to `folder`; the one there goes aside first."""
-    old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    fresh.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)

@@ -10,6 +10,7 @@ Names, not Python classes, tie the arrays to the state: `trainable/prefix/keys`,
 `opt_state/1/0/mu/prefix/keys`, `key`.
 """
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
@@ -27,7 +28,19 @@ from prefix_jax.learning.step import TrainState
 
 FORMAT = 1
 _ITEMS = ("state", "data", "meta")
-_LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+_LIBRARIES = (
+    "prefix-jax",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "grain",
+    "numpy",
+    "transformers",
+    "tokenizers",
+    "tensorflow-datasets",
+)
 # Where the prefix length stands in the arrays that have it, to name it in errors.
 _LENGTH_AXIS = {"trainable/prefix/keys": 1, "trainable/prefix/embedding": 0}
 
@@ -207,8 +220,12 @@ class Checkpoints:
 
 
 def library_versions() -> dict[str, str]:
-    """Installed versions of the libraries that decide what a run computes."""
-    return {name: importlib.metadata.version(name) for name in _LIBRARIES}
+    """Versions of the installed libraries that decide what a run computes."""
+    versions = {}
+    for name in _LIBRARIES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions
 
 
 def _is_step(folder: Path) -> bool:

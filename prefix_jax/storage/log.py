@@ -8,8 +8,6 @@ Numbers are finite or null. `loss` is in nats per target token.
 
 import json
 import math
-import os
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from prefix_jax.errors import InputError
+from prefix_jax.storage.files import write_text
 
 Split = Literal["train", "validation"]
 Line = dict[str, Any]
@@ -79,10 +78,7 @@ class MetricsLog:
 
     def _rewrite(self, lines: Iterator[Line]) -> None:
         """Replace the file by these lines, whole or not at all, and open it."""
-        fresh = self._path.with_name(f".{_NAME}.new")
-        with fresh.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(line) + "\n" for line in lines)
-        os.replace(fresh, self._path)
+        write_text(self._path, "".join(json.dumps(line) + "\n" for line in lines))
         self._file = self._path.open("a", encoding="utf-8", buffering=1)
 
 
@@ -97,12 +93,11 @@ def read_metrics(workdir: Path) -> list[Line]:
 def plot_curves(
     runs: Path | Mapping[str, Path], path: Path | None = None
 ) -> Path | None:
-    """Draw loss (and BLEU, if it was measured) by step; returns the picture's path.
+    """Draw loss by step; returns the picture's path, None if nothing was logged.
 
     `runs` is a workdir, whose picture is `curves.png` in it, or {label: workdir} for
     several runs in one picture at `path`. Training loss is drawn thin, with its moving
-    average (of n points over sqrt(n)) thick; validation as points. Returns None if
-    nothing was logged, or (with a warning) if matplotlib is not installed.
+    average (of n points over sqrt(n)) thick; validation as points.
     """
     if isinstance(runs, Mapping):
         workdirs = dict(runs)
@@ -113,35 +108,19 @@ def plot_curves(
     logs = {label: read_metrics(workdir) for label, workdir in workdirs.items()}
     if not any(logs.values()):
         return None
-    try:
-        import matplotlib.style
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        warnings.warn(
-            f"{path} was not drawn: matplotlib is missing; pip install matplotlib",
-            stacklevel=2,
-        )
-        return None
-    has_bleu = any(_series(log, "validation", "bleu")[0].size for log in logs.values())
+    # Imported here: it takes a while, and most commands draw nothing.
+    import matplotlib.style
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     # The user's own style (a dark one, say) and pyplot's global state stay out of it.
     with matplotlib.style.context("default"):
-        figure = Figure(figsize=(7.5, 6.5 if has_bleu else 4.5), layout="constrained")
+        figure = Figure(figsize=(7.5, 4.5), layout="constrained")
         FigureCanvasAgg(figure)
-        grid = figure.subplots(
-            2 if has_bleu else 1,
-            sharex=True,
-            squeeze=False,
-            height_ratios=[2, 1] if has_bleu else [1],
-        )
-        panels = list(grid[:, 0])
+        axes = figure.subplots()
         for colour, (label, log) in zip(_cycle(len(logs)), logs.items(), strict=True):
-            _draw_loss(panels[0], log, label, colour)
-            if has_bleu:
-                steps, values = _series(log, "validation", "bleu")
-                panels[1].plot(steps, values, "o-", color=colour, markersize=5)
-        _finish(panels, several=len(logs) > 1)
-        figure.align_ylabels()
+            _draw_loss(axes, log, label, colour)
+        _finish(axes, several=len(logs) > 1)
         figure.savefig(path, dpi=150)
     return path
 
@@ -164,27 +143,23 @@ def _draw_loss(axes, log: Sequence[Line], label: str, colour: str) -> None:
     axes.plot([], [], color=colour, linewidth=4, label=label)  # for the legend
 
 
-def _finish(panels: list, *, several: bool) -> None:
-    loss = panels[0]
+def _finish(axes, *, several: bool) -> None:
     colour = _GREY if several else _COLOURS[0]
-    runs = loss.get_legend_handles_labels() if several else ([], [])
-    (smooth,) = loss.plot([], [], color=colour, linewidth=1.8)
-    (points,) = loss.plot(
+    runs = axes.get_legend_handles_labels() if several else ([], [])
+    (smooth,) = axes.plot([], [], color=colour, linewidth=1.8)
+    (points,) = axes.plot(
         [], [], "o--", color=colour, linewidth=1, markeredgecolor="white"
     )
-    loss.legend(
+    axes.legend(
         [*runs[0], smooth, points],
         [*runs[1], "training (moving average)", "validation"],
         frameon=False,
     )
-    loss.set_ylabel("loss (nats per target token)")
-    for axes in panels:
-        axes.grid(color="#e5e5e5", linewidth=0.8)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
-    if len(panels) > 1:
-        panels[1].set_ylabel("validation BLEU")
-    panels[-1].set_xlabel("optimizer step")
+    axes.grid(color="#e5e5e5", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_xlabel("optimizer step")
+    axes.set_ylabel("loss (nats per target token)")
 
 
 def _cycle(number: int) -> Iterator[str]:

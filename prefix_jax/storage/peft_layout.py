@@ -6,18 +6,19 @@
 The original repository, `adapters` and P-tuning v2 order their columns alike.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from prefix_jax.config import PositionMode
 from prefix_jax.errors import InputError
 from prefix_jax.model.gpt2_config import GPT2Config
 from prefix_jax.model.kv import KV
+from prefix_jax.model.tensor_files import FLOATS, open_tensors
 
 TENSOR = "prompt_embeddings"
 
@@ -71,6 +72,20 @@ def adapter_config(
     }
 
 
+def differing(described: Mapping[str, object], config: GPT2Config) -> list[str]:
+    """In words, where an `adapter_config.json` describes another backbone's shape."""
+    shape = {
+        "num_layers": config.n_layer,
+        "num_attention_heads": config.n_head,
+        "token_dim": config.n_embd,
+    }
+    return [
+        f"{field} {described[field]!r} there, {value} here"
+        for field, value in shape.items()
+        if described.get(field) not in (None, value)
+    ]
+
+
 def check_tensor(
     tensor: Float[np.ndarray, "..."], origin: str, config: GPT2Config
 ) -> None:
@@ -102,21 +117,17 @@ def read_tensor(path: Path) -> Float[np.ndarray, "..."]:
         hint = ""
         if (path.parent / "adapter_model.bin").exists():
             hint = (
-                "; adapter_model.bin beside it is a pickle, which is not read: load it "
-                "with PEFT and save_pretrained it again"
+                "; adapter_model.bin beside it is a pickle: `prefix-jax import` reads "
+                "it, with torch"
             )
         raise InputError(f"{path} is missing{hint}")
-    try:
-        with safe_open(path, framework="flax") as file:
-            names = sorted(file.keys())
-            if names != [TENSOR]:
-                raise InputError(
-                    f"{path} holds the tensors {', '.join(names[:8]) or '(none)'}; "
-                    f"expected {TENSOR} alone"
-                )
-            tensor = file.get_tensor(TENSOR)
-    except SafetensorError as error:
-        raise InputError(f"{path} is not a whole safetensors file: {error}") from error
-    if not jnp.issubdtype(tensor.dtype, jnp.floating):
-        raise InputError(f"{path}: {TENSOR} is {tensor.dtype}; expected floating point")
-    return np.asarray(tensor, np.float32)
+    tensors = open_tensors(path)
+    if list(tensors) != [TENSOR]:
+        names = ", ".join(sorted(tensors)[:8]) or "(none)"
+        raise InputError(f"{path} holds the tensors {names}; expected {TENSOR} alone")
+    stored = tensors[TENSOR]
+    if stored.dtype not in FLOATS:
+        raise InputError(
+            f"{path}: {TENSOR} is {stored.dtype}; expected {', '.join(FLOATS)}"
+        )
+    return np.asarray(stored.read(), np.float32)

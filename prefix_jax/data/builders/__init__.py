@@ -1,1 +1,1 @@
-"""TFDS builders for data sets that TFDS itself does not have."""
+"""What makes data: a TFDS builder of E2E, and the text that `tiny` was trained on."""

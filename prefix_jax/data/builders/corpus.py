@@ -1,6 +1,6 @@
 """The text that the bundled backbone `tiny` is pre-trained on, and its tokenizer.
 
-    python -m prefix_jax.model.tiny.corpus --text FOLDER --out FOLDER
+    python -m prefix_jax.data.builders.corpus --text FOLDER --out FOLDER
 
 Reads enwik8, WikiText-2 and 18 Gutenberg books, keeps their plain English prose,
 parts it into training and held-out documents, and trains a byte-level BPE on the
@@ -21,10 +21,9 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
+from prefix_jax.data.builders import prose
 from prefix_jax.errors import InputError
-from prefix_jax.model.tiny import prose
-
-END = "<|endoftext|>"
+from prefix_jax.model.loading import END
 
 # Verse and plays teach a small model line breaks and old spelling, not sentences;
 # and the King James Bible alone would be as large as all the other books together.
@@ -245,7 +244,7 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m prefix_jax.model.tiny.corpus",
+        prog="python -m prefix_jax.data.builders.corpus",
         description="Make the pre-training text and the tokenizer of `tiny`.",
         epilog=(
             "Writes train.txt, validation.txt and wikitext2_test.txt (one paragraph "

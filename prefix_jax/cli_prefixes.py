@@ -1,0 +1,216 @@
+"""The commands on stored prefixes: generate, inspect, import, export."""
+
+import contextlib
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from prefix_jax.config import DecodeConfig, Dtype, Task
+from prefix_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Generate:
+    """Write with stored prefixes; one text per prompt on standard output.
+
+    Several prefixes serve one batch: --prefix a=DIR --prefix b=DIR --file rows.jsonl,
+    with rows such as {"prompt": "...", "prefix": "a"}.
+    """
+
+    prompts: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """Prompts; without any (and without --file) they are read from standard input."""
+    prefix: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Folder of a prefix, or of the run that trained it; NAME=FOLDER where there are
+    several. Without any: the backbone alone."""
+    backbone: str | None = None
+    """Backbone's name or folder. None: the one the prefix was trained on."""
+    file: Path | None = None
+    """Text file with one prompt a line, or .jsonl with `prompt` and `prefix`."""
+    task: Task | None = None
+    """What a prompt is: a source, or text to continue. None: as the prefix learned;
+    text to continue, if it does not say."""
+    json: bool = False
+    """Write JSON lines: prompt, prefix, text, log_prob (nats); one for each text."""
+    stream: bool | None = None
+    """Show the text of a single prompt as it is written. None: on a terminal."""
+    decode: DecodeConfig = DecodeConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class Inspect:
+    """Show what a stored prefix is, and how much attention it receives on a text.
+
+    For example: prefix-jax inspect runs/mine --text "The town lies on the river."
+    """
+
+    folder: tyro.conf.Positional[Path]
+    """Folder of a prefix, PEFT's too, or of the run that trained it (then its best)."""
+    text: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Text to read with the prefix, as it is. Without any: a short English one."""
+    backbone: str | None = None
+    """Backbone's name or folder. None: the one the prefix was trained on."""
+    json: bool = False
+    """Write one JSON object."""
+    plot: Path | None = None
+    """Draw the attention mass by layer and head to this file, such as mass.png."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Import:
+    """Store a prefix that others trained as one of ours.
+
+    Read are PEFT's prefix and prompt tuning, AdapterHub's prefix tuning, and the
+    tensors of Li & Liang's code; from .bin files numbers only. For example:
+
+    prefix-jax import peft_folder --out my_prefix
+
+    prefix-jax import pytorch_adapter.bin --backbone gpt2-medium --out my_prefix
+    """
+
+    source: tyro.conf.Positional[Path]
+    """Folder or weight file."""
+    out: Path
+    """Folder for the prefix."""
+    backbone: str | None = None
+    """Backbone's name or folder. None: the one that adapter_config.json names."""
+    dtype: Dtype = "float32"
+    """Type of the backbone's weights and arithmetic."""
+    task: Task | None = None
+    """What its prompts are: a source, or text to continue. None: text to continue."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """Write a prefix for PEFT, with a card (README.md) and our metadata.
+
+    For example:
+
+    prefix-jax export runs/e2e --out my_adapter --base-model openai-community/gpt2
+
+    prefix-jax export runs/mine --out my_adapter --with-backbone my_backbone
+    """
+
+    folder: tyro.conf.Positional[Path]
+    """Folder of a prefix, or of the run that trained it (then its best)."""
+    out: Path
+    """Folder for the adapter."""
+    base_model: str | None = None
+    """What PEFT calls the backbone: a name on the Hugging Face hub, or a folder. None:
+    the name it was trained with; none, if that is the bundled `tiny`."""
+    with_backbone: Path | None = None
+    """Also write the backbone to this folder, as transformers reads it; the adapter
+    then names the folder, if there is no --base-model."""
+
+
+def generate(arguments: list[str]) -> int:
+    options = tyro.cli(Generate, prog="prefix-jax generate", args=arguments)
+    if options.prompts and options.file:
+        raise InputError("prompts come from the command line or from --file; not both")
+    if options.stream and options.json:
+        raise InputError("--stream shows text, not JSON; leave out --stream or --json")
+    from prefix_jax.runs.generate import Line, open_writer, read_prompts
+
+    lines = [Line(prompt) for prompt in options.prompts] or read_prompts(options.file)
+    writer = open_writer(options.prefix, options.backbone, options.task)
+    decode = options.decode
+    can_stream = len(lines) == 1 and decode.method != "beam" and decode.sequences == 1
+    wanted = sys.stdout.isatty() if options.stream is None else options.stream
+    if wanted and can_stream and not options.json:
+        for piece in writer.stream(lines[0], decode):
+            print(piece, end="", flush=True)
+        print()
+        return 0
+    if options.stream and not can_stream:
+        raise InputError(
+            "--stream is for one prompt and one text, and not for beam search, whose "
+            "text is known at its end only"
+        )
+    for line, sequences in zip(lines, writer.write(lines, decode), strict=True):
+        for one in sequences:
+            if options.json:
+                record = {
+                    "prompt": line.prompt,
+                    "prefix": line.prefix,
+                    "text": one.text,
+                    "log_prob": one.log_prob,
+                }
+                print(json.dumps(record, ensure_ascii=False))
+            else:
+                print(" ".join(one.text.splitlines()))
+    return 0
+
+
+def inspect(arguments: list[str]) -> int:
+    options = tyro.cli(Inspect, prog="prefix-jax inspect", args=arguments)
+    from prefix_jax.runs.inspect import inspect_prefix
+    from prefix_jax.runs.show import plot_mass, print_inspection
+
+    found = inspect_prefix(options.folder, options.text, options.backbone)
+    if options.plot is not None:
+        plot_mass(found, options.plot)
+    if options.json:
+        print(json.dumps(found.to_dict(), indent=2, ensure_ascii=False))
+    else:
+        print_inspection(found)
+    return 0
+
+
+def import_(arguments: list[str]) -> int:
+    options = tyro.cli(Import, prog="prefix-jax import", args=arguments)
+    from prefix_jax.runs.convert import import_
+
+    with _writing(options.out):
+        done = import_(
+            options.source,
+            options.out,
+            backbone=options.backbone,
+            dtype=options.dtype,
+            task=options.task,
+        )
+    print(
+        f"{done.kind}: {done.length} positions, {done.numbers:,} numbers\n"
+        f"backbone {done.backbone} (fingerprint {done.fingerprint})\n"
+        f"stored in {done.folder}"
+    )
+    return 0
+
+
+def export(arguments: list[str]) -> int:
+    options = tyro.cli(Export, prog="prefix-jax export", args=arguments)
+    from prefix_jax.runs.convert import export
+
+    with _writing(options.out):
+        done = export(
+            options.folder,
+            options.out,
+            base_model=options.base_model,
+            with_backbone=options.with_backbone,
+        )
+    if done.backbone_folder is not None:
+        print(f"backbone {done.backbone} in {done.backbone_folder}")
+    print(f"{done.length} positions for PEFT in {done.folder}, with a card (README.md)")
+    if done.base_model is not None:
+        print(f"base model {done.base_model}")
+    else:
+        print(
+            f"base model: none, as PEFT cannot find {done.backbone or 'it'} by name; "
+            "give PEFT the model when you load the adapter, or write it too with "
+            "--with-backbone FOLDER, or name it with --base-model"
+        )
+    return 0
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """InputError where the disk or its rights do not allow it."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"cannot write {folder}: {error.strerror or error}; give another --out"
+        ) from error

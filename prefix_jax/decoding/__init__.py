@@ -1,0 +1,1 @@
+"""From prompts to texts: the loops, their rules, requests."""

@@ -1,0 +1,152 @@
+"""What every decoding method shares: the prompt read once, then token after token.
+
+B prompts are each continued by G sequences (beams, or several samples). What a prompt's
+sequences have in common, the prefix and the prompt, is stored once for all of them:
+
+    prefix    [L N P H K]       N = 1 for one shared prefix, B where prompts differ
+    prompt    [1 B H T K]       for each layer; padded on the left
+    written   [1 B H M*G K]     slot m*G + g holds the m-th new token of sequence g
+
+The layers are not scanned, and each has caches of its own: a scan would copy a layer's
+weights and cache out of the stack for every token, as much traffic as reading them.
+
+A beam that is copied copies no keys and values: `lineage[b, g, m]` says in which
+sequence's slot the m-th token of sequence g lies, and attention masks the others.
+"""
+
+import dataclasses
+from typing import no_type_check
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from prefix_jax.model.gpt2 import GPT2, Cache, Slots
+from prefix_jax.model.kv import KV
+
+SHORTEST_PART = 16
+"""Tokens of the prompts that are read at a time, at least."""
+
+
+@no_type_check
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What new tokens are written after, for B prompts; it never changes."""
+
+    prefix: KV | None
+    prompt: list[Slots]
+    tokens: Int[Array, "B T"]
+    mask: Bool[Array, "B T"]
+    """Real tokens of the prompts, which are padded on the left."""
+    start: Int[Array, " B"]
+    """Position index of the first new token."""
+
+
+def unrolled(backbone: GPT2) -> GPT2:
+    """The backbone with each layer for itself."""
+    return backbone.parted(*[1] * backbone.config.n_layer)
+
+
+def read_prompts(
+    backbone: GPT2,
+    prefix: KV | None,
+    tokens: Int[Array, "B T"],
+    mask: Bool[Array, "B T"],
+) -> tuple[Context, Float[Array, "B V"]]:
+    """The context of B prompts, and the logits of the first token after each.
+
+    The backbone is unrolled; the prefix has N = 1 or N = B, and the backbone's dtype.
+    Prompts are read a quarter of T at a time, from the first that holds a token on, so
+    that one program serves all lengths up to T at little cost.
+    """
+    rows, length = tokens.shape
+    offsets = jnp.zeros(1, jnp.int32) if prefix is None else prefix.offsets
+    positions = jnp.maximum(jnp.cumsum(mask, -1) - 1, 0) + offsets[:, None]
+    part = max(min(length, SHORTEST_PART), length // 4)
+    assert length % part == 0, f"prompts are padded to {length}, not parts of {part}"
+
+    def read(number, carry):
+        prompt, _ = carry
+        start = number * part
+
+        def here(x):
+            return jax.lax.dynamic_slice_in_dim(x, start, part, 1)
+
+        before = mask & (jnp.arange(length) < start)
+        out = backbone.forward(
+            here(tokens),
+            prefix=prefix,
+            caches=[Cache(prompt, before[:, None, :])] if part < length else [],
+            mask=here(mask),
+            positions=here(positions),
+            collect=True,
+        )
+        return _put(prompt, out.stacks, start), out.hidden[:, -1]
+
+    empty = empty_caches(backbone, rows, length)
+    hidden = jnp.zeros((rows, backbone.config.n_embd), backbone.dtype)
+    first = jnp.argmax(mask.any(0)) // part
+    prompt, hidden = jax.lax.fori_loop(first, length // part, read, (empty, hidden))
+    start = mask.sum(-1).astype(jnp.int32) + offsets
+    return Context(prefix, prompt, tokens, mask, start), backbone.logits(hidden)
+
+
+def empty_caches(backbone: GPT2, rows: int, slots: int) -> list[Slots]:
+    """Room for the keys and values of `slots` tokens in each of `rows`, all zero."""
+    heads, width = backbone.config.n_head, backbone.config.head_width
+    shapes = [(size, rows, heads, slots, width) for size in backbone.stack_sizes]
+    return [
+        Slots(jnp.zeros(s, backbone.dtype), jnp.zeros(s, backbone.dtype))
+        for s in shapes
+    ]
+
+
+def _put(caches: list[Slots], new: list[KV], start: Int[Array, ""]) -> list[Slots]:
+    """Write keys and values [layers B S H K] into the slots from `start` on."""
+
+    def put(slots, x):
+        return jax.lax.dynamic_update_slice_in_dim(
+            slots, jnp.swapaxes(x, 2, 3), start, 3
+        )
+
+    return [
+        Slots(put(slots.keys, kv.keys), put(slots.values, kv.values))
+        for slots, kv in zip(caches, new, strict=True)
+    ]
+
+
+def read_token(
+    backbone: GPT2,
+    context: Context,
+    written: list[Slots],
+    lineage: Int[Array, "B G M"],
+    token: Int[Array, "B G"],
+    number: Int[Array, ""],
+) -> tuple[list[Slots], Float[Array, "B G V"]]:
+    """Read the new token `number` (from 0) of each sequence; the logits of the next.
+
+    `written` comes back with its keys and values.
+    """
+    rows, group = token.shape
+    slots = lineage.shape[2]
+    held = (jnp.arange(slots) < number)[:, None]
+    visible = (lineage[..., None] == jnp.arange(group)) & held
+    positions = (context.start + number)[:, None]
+    read = backbone.forward(
+        token.reshape(rows * group, 1),
+        prefix=context.prefix,
+        caches=[
+            Cache(context.prompt, context.mask[:, None, :]),
+            Cache(written, visible.reshape(rows * group, 1, slots * group)),
+        ],
+        positions=jnp.repeat(positions, group, 0),
+        collect=True,
+    )
+    # The new tokens of a prompt's sequences are neighbours in its slots.
+    new = jax.tree.map(
+        lambda x: x.reshape(x.shape[0], rows, group, *x.shape[3:]), read.stacks
+    )
+    written = _put(written, new, number * group)
+    logits = backbone.logits(read.hidden[:, 0])
+    return written, logits.reshape(rows, group, -1)

@@ -1,0 +1,260 @@
+"""A checked request: prompts as tokens, their prefixes, limits, buckets, batches."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Int
+from transformers import PreTrainedTokenizerBase
+
+from prefix_jax.config import DecodeConfig
+from prefix_jax.data.tokens import encode_texts
+from prefix_jax.decoding.beam import beam_search
+from prefix_jax.decoding.rules import Rules
+from prefix_jax.decoding.sample import sample
+from prefix_jax.decoding.stops import stop_table
+from prefix_jax.errors import InputError
+from prefix_jax.model.gpt2 import GPT2
+from prefix_jax.model.kv import KV
+
+SHORTEST_BUCKET = 16
+"""Prompts are padded to this or the next power of two: a program for each, no more."""
+
+Prompt = str | Sequence[int] | Int[np.ndarray, "_"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Generated:
+    """One text that was written after a prompt."""
+
+    text: str
+    """Without the prompt, the end token, and all from a stop string on."""
+    tokens: tuple[int, ...]
+    """As written, the end token included."""
+    log_prob: float
+    """Of those tokens after the prompt, under the model itself, in nats."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """A checked request."""
+
+    backbone: GPT2
+    tokenizer: PreTrainedTokenizerBase
+    prompts: list[list[int]]
+    prefix: KV | None
+    prefix_ids: np.ndarray | None
+    decode: DecodeConfig
+    rules: Rules
+    stops: jax.Array | None
+
+    @classmethod
+    def make(
+        cls,
+        backbone: GPT2,
+        tokenizer: PreTrainedTokenizerBase,
+        prompts: Sequence[Prompt],
+        prefix: KV | None,
+        prefix_ids: Sequence[int] | Int[np.ndarray, "_"] | None,
+        decode: DecodeConfig,
+    ) -> "Request":
+        """Raises InputError as `generate` says."""
+        ids = _encode(prompts, tokenizer)
+        chosen = _check_ids(prefix, prefix_ids, len(ids))
+        _check_room(ids, prompts, prefix, chosen, backbone, decode)
+        vocabulary = backbone.config.vocab_size
+        rules = _rules(decode, tokenizer, vocabulary)
+        stops = None
+        if decode.stop:
+            stops = jnp.asarray(stop_table(decode.stop, tokenizer, vocabulary))
+        if prefix is not None:
+            prefix = prefix.cast(backbone.dtype, rows=1)
+        if prefix is None or prefix.number == 1:
+            chosen = None
+        return cls(backbone, tokenizer, ids, prefix, chosen, decode, rules, stops)
+
+    def batches(self) -> Iterator[list[int]]:
+        """Numbers of the prompts decoded together: like lengths, for less padding."""
+        order = sorted(range(len(self.prompts)), key=lambda i: len(self.prompts[i]))
+        for start in range(0, len(order), self.decode.batch_size):
+            yield order[start : start + self.decode.batch_size]
+
+    def inputs(self, batch: list[int]) -> dict:
+        """What the compiled programs take for these prompts."""
+        # A small request is not padded to a whole batch, nor compiled for its size.
+        rows = min(self.decode.batch_size, _power_of_two(len(self.prompts), 1))
+        tokens, mask = _pad_left([self.prompts[i] for i in batch], rows)
+        prefix = self.prefix
+        if prefix is not None and self.prefix_ids is not None:
+            ids = np.zeros(rows, np.int32)
+            ids[: len(batch)] = self.prefix_ids[batch]
+            prefix = prefix.select(jnp.asarray(ids))
+        seed = jax.random.key(self.decode.seed)
+        numbers = jnp.asarray(batch + [0] * (rows - len(batch)))
+        return {
+            "prefix": prefix,
+            "tokens": jnp.asarray(tokens),
+            "mask": jnp.asarray(mask),
+            "keys": jax.vmap(lambda number: jax.random.fold_in(seed, number))(numbers),
+            "stops": self.stops,
+        }
+
+    def write(self, batch: list[int]) -> Iterator[list[Generated]]:
+        """The texts of these prompts."""
+        decode, inputs = self.decode, self.inputs(batch)
+        if decode.method == "beam":
+            del inputs["keys"]
+            out = beam_search(
+                self.backbone,
+                **inputs,
+                width=decode.beams,
+                max_new_tokens=decode.max_new_tokens,
+                length_penalty=decode.length_penalty,
+                early_stopping=decode.early_stopping,
+                rules=self.rules,
+            )
+        else:
+            out = sample(
+                self.backbone,
+                **inputs,
+                group=decode.sequences,
+                max_new_tokens=decode.max_new_tokens,
+                rules=self.rules,
+            )
+        tokens, lengths, log_probs = jax.device_get(
+            (out.tokens, out.lengths, out.log_probs)
+        )
+        for row in range(len(batch)):
+            yield [
+                self._generated(
+                    tokens[row, i, : lengths[row, i]], float(log_probs[row, i])
+                )
+                for i in range(decode.sequences)
+            ]
+
+    def _generated(self, tokens, log_prob):
+        return Generated(self._text(tokens), tuple(tokens.tolist()), log_prob)
+
+    def _text(self, tokens) -> str:
+        if len(tokens) and int(tokens[-1]) in self.rules.end:
+            tokens = tokens[:-1]
+        text = self.tokenizer.decode(tokens, skip_special_tokens=True)
+        assert isinstance(text, str)
+        found = [text.find(stop) for stop in self.decode.stop if stop in text]
+        return text[: min(found)] if found else text
+
+    def text_so_far(self, state) -> tuple[str, bool]:
+        """The first sequence of a sampling state, and whether it is finished."""
+        tokens = np.asarray(state.tokens[0, 0, : int(state.lengths[0, 0])])
+        full = int(state.number) >= self.decode.max_new_tokens
+        return self._text(tokens), bool(state.done[0, 0]) or full
+
+    def certain(self, text: str) -> str:
+        """What of an unfinished text can no longer change."""
+        text = text.rstrip("\ufffd")
+        for stop in self.decode.stop:
+            for length in range(min(len(stop), len(text)), 0, -1):
+                if text.endswith(stop[:length]):
+                    text = text[:-length]
+                    break
+        return text
+
+
+def _encode(prompts, tokenizer) -> list[list[int]]:
+    texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+    encoded = iter(encode_texts(texts, tokenizer))
+    return [
+        next(encoded).tolist()
+        if isinstance(prompt, str)
+        else [int(token) for token in prompt]
+        for prompt in prompts
+    ]
+
+
+def _rules(decode: DecodeConfig, tokenizer, vocabulary: int) -> Rules:
+    end = decode.end_tokens
+    if end is None:
+        end = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
+    for name, tokens in (("end_tokens", end), ("barred_tokens", decode.barred_tokens)):
+        unknown = [token for token in tokens if not 0 <= token < vocabulary]
+        if unknown:
+            raise InputError(
+                f"decode.{name} has {unknown[0]}; the backbone's tokens are 0 to "
+                f"{vocabulary - 1}"
+            )
+    return Rules(
+        end=tuple(end),
+        min_new_tokens=decode.min_new_tokens,
+        barred=decode.barred_tokens,
+        repetition_penalty=decode.repetition_penalty,
+        no_repeat_ngram=decode.no_repeat_ngram,
+        sample=decode.method == "sample",
+        temperature=decode.temperature,
+        top_k=decode.top_k,
+        top_p=decode.top_p,
+        min_p=decode.min_p,
+    )
+
+
+def _power_of_two(number: int, least: int) -> int:
+    return max(least, 1 << (number - 1).bit_length())
+
+
+def _pad_left(ids, rows):
+    """Tokens and mask [rows T]; rows that only fill the batch are all mask."""
+    length = _power_of_two(max(len(row) for row in ids), SHORTEST_BUCKET)
+    tokens = np.zeros((rows, length), np.int32)
+    mask = np.zeros((rows, length), bool)
+    for i, row in enumerate(ids):
+        tokens[i, length - len(row) :] = row
+        mask[i, length - len(row) :] = True
+    return tokens, mask
+
+
+def _check_ids(prefix, prefix_ids, number) -> np.ndarray:
+    """Which prefix each prompt uses."""
+    if prefix_ids is None:
+        if prefix is not None and prefix.number > 1:
+            raise InputError(
+                f"there are {prefix.number} prefixes: say with prefix_ids which one "
+                "each prompt uses"
+            )
+        return np.zeros(number, np.int32)
+    if prefix is None:
+        raise InputError("prefix_ids were given without a prefix to choose from")
+    ids = np.asarray(prefix_ids)
+    if ids.shape != (number,) or not np.issubdtype(ids.dtype, np.integer):
+        raise InputError(
+            f"prefix_ids must be {number} integers, one for each prompt; got "
+            f"{ids.dtype}{list(ids.shape)}"
+        )
+    unknown = np.flatnonzero((ids < 0) | (ids >= prefix.number))
+    if len(unknown):
+        raise InputError(
+            f"prompt {unknown[0]} asks for prefix {ids[unknown[0]]}; there are "
+            f"{prefix.number} (0 to {prefix.number - 1})"
+        )
+    return ids.astype(np.int32)
+
+
+def _check_room(ids, prompts, prefix, prefix_ids, backbone, decode):
+    offsets = np.zeros(1, int)
+    if prefix is not None:
+        offsets = np.broadcast_to(np.asarray(prefix.offsets), prefix.number)
+    limit = backbone.config.n_positions
+    for number, row in enumerate(ids):
+        if not row:
+            raise InputError(
+                f"prompt {number} ({prompts[number]!r}) is empty; give at least a token"
+            )
+        offset = int(offsets[prefix_ids[number]])
+        total = offset + len(row) + decode.max_new_tokens
+        if total > limit:
+            raise InputError(
+                f"prompt {number}: prefix {offset} + prompt {len(row)} + "
+                f"decode.max_new_tokens {decode.max_new_tokens} = {total} exceeds the "
+                f"backbone's {limit} positions; shorten the prompt or lower "
+                f"decode.max_new_tokens by {total - limit}"
+            )

@@ -1,0 +1,1 @@
+"""The language model, its prefixes, and their files."""

@@ -1,0 +1,145 @@
+"""Prefixes made of prefixes: banks, concatenations, averages.
+
+The positions rule. GPT-2 adds positions to embeddings, so whatever places a prefix's
+keys were learned for, or read at, is part of their values, and composing never changes
+them: two prefixes of words one after the other are not the prefix of all the words.
+What changes is how many positions stand before the text, and with
+`position_mode="shifted"` the text starts to count after all of them. Attention is a
+weighted mean over keys in any order: `concatenate([a, b])` and `concatenate([b, a])`
+are the same prefix.
+"""
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+
+from prefix_jax.errors import InputError
+from prefix_jax.model.kv import KV
+
+
+def bank(prefixes: Sequence[KV]) -> KV:
+    """Many prefixes as one KV of N = their number, for rows to choose from.
+
+    Each has N = 1; lengths may differ: shorter ones are padded at the end with
+    positions that attention never sees. Raises InputError where they cannot stand
+    together.
+    """
+    _check_alike(prefixes)
+    for number, prefix in enumerate(prefixes):
+        if prefix.number != 1:
+            raise InputError(
+                f"prefix {number} has N = {prefix.number}; a bank is made of single "
+                "prefixes (N = 1)"
+            )
+    longest = max(prefix.length for prefix in prefixes)
+    lengths = [_real_length(prefix) for prefix in prefixes]
+
+    def join(leaves):
+        return jnp.concatenate([_pad(x, longest) for x in leaves], axis=1)
+
+    return KV(
+        join([prefix.keys for prefix in prefixes]),
+        join([prefix.values for prefix in prefixes]),
+        prefixes[0].position_mode,
+        None if min(lengths) == longest else jnp.array(lengths, jnp.int32),
+    )
+
+
+def concatenate(prefixes: Sequence[KV]) -> KV:
+    """One prefix that attends to all of them: P is the sum of their lengths.
+
+    It equals none of them alone: the text's attention is shared between them, as
+    between instructions that follow one another. All have the same N, and every
+    position is real. Raises InputError otherwise.
+    """
+    _check_alike(prefixes)
+    _check_same_shape(prefixes, "concatenate", length=False)
+    return KV(
+        jnp.concatenate([prefix.keys for prefix in prefixes], axis=2),
+        jnp.concatenate([prefix.values for prefix in prefixes], axis=2),
+        prefixes[0].position_mode,
+    )
+
+
+def average(prefixes: Sequence[KV], weights: Sequence[float] | None = None) -> KV:
+    """The weighted mean of keys and of values, position by position.
+
+    `weights` need not sum to 1: they are divided by their sum; None: all equal. It is
+    meaningful for prefixes that share their start (two seeds or two checkpoints of one
+    run), since only then does position p of one correspond to position p of another.
+    Raises InputError for prefixes of different shapes, or weights whose sum is 0.
+    """
+    _check_alike(prefixes)
+    _check_same_shape(prefixes, "average", length=True)
+    given = np.ones(len(prefixes)) if weights is None else np.asarray(weights, float)
+    if given.shape != (len(prefixes),) or not np.isfinite(given).all():
+        raise InputError(
+            f"{len(prefixes)} prefixes need as many finite weights; got {weights}"
+        )
+    if given.sum() == 0:
+        raise InputError(f"weights {weights} sum to 0; they cannot be normalised")
+    shares = given / given.sum()
+
+    def mean(leaves):
+        return jnp.tensordot(jnp.asarray(shares, jnp.float32), jnp.stack(leaves), 1)
+
+    return KV(
+        mean([prefix.keys for prefix in prefixes]),
+        mean([prefix.values for prefix in prefixes]),
+        prefixes[0].position_mode,
+    )
+
+
+def interpolate(start: KV, end: KV, t: float) -> KV:
+    """`(1 - t) * start + t * end`; t beyond 0 and 1 extrapolates. See `average`."""
+    return average([start, end], [1 - t, t])
+
+
+def _real_length(prefix):
+    return prefix.length if prefix.lengths is None else int(prefix.lengths[0])
+
+
+def _pad(x, length):
+    missing = length - x.shape[2]
+    return jnp.pad(x, ((0, 0), (0, 0), (0, missing), (0, 0), (0, 0)))
+
+
+def _check_alike(prefixes):
+    if not prefixes:
+        raise InputError("there are no prefixes; expected at least one")
+    first = prefixes[0]
+    for number, prefix in enumerate(prefixes):
+        if prefix.position_mode != first.position_mode:
+            raise InputError(
+                f"prefix {number} has {prefix.position_mode} positions and prefix 0 "
+                f"{first.position_mode}; text cannot start at two places at once"
+            )
+        layers, _, _, *heads = prefix.keys.shape
+        if [layers, *heads] != [first.keys.shape[0], *first.keys.shape[3:]]:
+            raise InputError(
+                f"prefix {number} is for {layers} layers of {heads[0]} heads of width "
+                f"{heads[1]}, prefix 0 for {first.keys.shape[0]} of "
+                f"{first.keys.shape[3]} of {first.keys.shape[4]}; they belong to "
+                "different backbones"
+            )
+
+
+def _check_same_shape(prefixes, what, *, length):
+    first = prefixes[0]
+    for number, prefix in enumerate(prefixes):
+        if prefix.lengths is not None:
+            raise InputError(
+                f"prefix {number} is a bank of different lengths; {what} takes "
+                "prefixes whose positions are all real"
+            )
+        if prefix.number != first.number:
+            raise InputError(
+                f"prefix {number} has N = {prefix.number} and prefix 0 N = "
+                f"{first.number}; {what} takes equal numbers"
+            )
+        if length and prefix.length != first.length:
+            raise InputError(
+                f"prefix {number} has {prefix.length} positions and prefix 0 "
+                f"{first.length}; {what} takes equal lengths"
+            )

@@ -1,0 +1,1 @@
+"""Whole runs, as the command line starts them."""

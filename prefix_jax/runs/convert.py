@@ -1,0 +1,188 @@
+"""Prefixes from and for other libraries: the command line's `import` and `export`."""
+
+import dataclasses
+from pathlib import Path
+
+from prefix_jax.config import Dtype, Task
+from prefix_jax.errors import InputError
+from prefix_jax.model.gpt2 import GPT2
+from prefix_jax.model.loading import load_backbone, load_tokenizer
+from prefix_jax.model.tensor_files import read_json
+from prefix_jax.model.weights import fingerprint, save_backbone
+from prefix_jax.runs.prefixes import prefix_folder
+from prefix_jax.storage.artifact import (
+    OWN_CONFIG,
+    PEFT_CONFIG,
+    check_replaceable,
+    save_prefix,
+)
+from prefix_jax.storage.card import is_hub_name
+from prefix_jax.storage.exporting import BUNDLED, check_exportable, export_prefix
+from prefix_jax.storage.files import replaced
+from prefix_jax.storage.importing import find_prefix
+
+
+@dataclasses.dataclass(frozen=True)
+class Imported:
+    """What was found, and where it went."""
+
+    kind: str
+    length: int
+    numbers: int
+    backbone: str
+    fingerprint: str
+    folder: Path
+
+
+@dataclasses.dataclass(frozen=True)
+class Exported:
+    """What PEFT will find, and where."""
+
+    length: int
+    folder: Path
+    base_model: str | None
+    """As in adapter_config.json; None: PEFT must be given the model."""
+    backbone: str | None
+    """As the prefix calls it."""
+    backbone_folder: Path | None
+    """Where the backbone was written, if it was asked for."""
+
+
+def import_(
+    source: Path,
+    out: Path,
+    *,
+    backbone: str | None = None,
+    dtype: Dtype = "float32",
+    task: Task | None = None,
+) -> Imported:
+    """Store the prefix that others trained as ours, in `out`.
+
+    `backbone`: name or folder; None: as adapter_config.json says. Raises InputError as
+    `import_prefix` and `save_prefix`, and where no backbone is named.
+    """
+    if (source / OWN_CONFIG).is_file():
+        raise InputError(
+            f"{source} is a prefix of this library, and needs no import: use it as it "
+            f"is, for example prefix-jax generate --prefix {source}"
+        )
+    if not source.exists():
+        raise InputError(
+            f"{source} does not exist; give a folder or a weight file of PEFT, "
+            "AdapterHub or Li & Liang's code"
+        )
+    check_replaceable(out.absolute())
+    name = backbone or _named_in(source)
+    try:
+        model = load_backbone(name, dtype=dtype)
+    except InputError as error:
+        if backbone:
+            raise
+        raise InputError(
+            f"{source / PEFT_CONFIG} names the backbone {name!r}: {error}; say with "
+            "--backbone which name or folder is meant"
+        ) from error
+    found = find_prefix(source, model)
+    digest = fingerprint(model)
+    save_prefix(
+        out,
+        found.kv,
+        backbone=model,
+        recipe={"imported": {"kind": found.kind, "source": source.name}},
+        task=task,
+        base_model_name=name,
+        backbone_fingerprint=digest,
+    )
+    numbers = found.kv.keys.size + found.kv.values.size
+    return Imported(found.kind, found.kv.length, numbers, name, digest, out)
+
+
+def export(
+    folder: Path,
+    out: Path,
+    *,
+    base_model: str | None = None,
+    with_backbone: Path | None = None,
+) -> Exported:
+    """Write a prefix, or a run's best, for PEFT.
+
+    adapter_config.json names `base_model`; else the folder `with_backbone`, in which
+    the backbone is written as transformers reads it; else the backbone by the name it
+    was trained with, unless that is the bundled one's, which nobody else knows.
+    Raises InputError for what PEFT cannot represent and for folders with other things.
+    """
+    folder = prefix_folder(folder)
+    if out.absolute() == folder.absolute() and (out.parent / "config.json").is_file():
+        raise InputError(
+            f"{out} belongs to the run in {out.parent}; give a folder of its own"
+        )
+    metadata = check_exportable(folder)
+    trained_with = metadata.backbone_name
+    if base_model is not None and (
+        base_model == BUNDLED
+        or not (is_hub_name(base_model) or Path(base_model).is_dir())
+    ):
+        raise InputError(
+            f"--base-model {base_model} is neither a name on the Hugging Face hub, "
+            "such as openai-community/gpt2-medium, nor a folder"
+        )
+    check_replaceable(out.absolute())
+    if with_backbone is not None:
+        if trained_with is None:
+            raise InputError(
+                f"{folder} does not say which backbone it was trained with, so it "
+                "cannot be written; leave out --with-backbone"
+            )
+        inside = (with_backbone.absolute(), *with_backbone.absolute().parents)
+        if out.absolute() in inside:
+            raise InputError(
+                f"--with-backbone {with_backbone} is in --out {out}; give a folder of "
+                "its own"
+            )
+        _write_backbone(with_backbone, trained_with, metadata.backbone_fingerprint)
+    name = base_model or (None if trained_with == BUNDLED else trained_with)
+    if base_model is None and with_backbone is not None:
+        name = str(with_backbone.resolve())
+    export_prefix(folder, out, base_model=name)
+    assert metadata.length is not None
+    return Exported(metadata.length, out, name, trained_with, with_backbone)
+
+
+def _named_in(source: Path) -> str:
+    """The backbone that adapter_config.json names."""
+    path = source / PEFT_CONFIG
+    name = read_json(path).get("base_model_name_or_path") if path.is_file() else None
+    if not isinstance(name, str) or not name:
+        raise InputError(
+            f"{source} does not say which backbone it was trained with (no "
+            f"base_model_name_or_path in {PEFT_CONFIG}); give it, for example "
+            "--backbone gpt2-medium"
+        )
+    return name
+
+
+def _write_backbone(folder: Path, name: str, expected: str | None) -> None:
+    """The backbone as a Hugging Face folder; one that is there already may stay."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file; give a folder for the backbone")
+    model = load_backbone(name)
+    _check_same(model, f"the backbone {name!r}", expected)
+    if folder.is_dir() and any(folder.iterdir()):
+        if not (folder / "config.json").is_file():
+            raise InputError(
+                f"{folder} holds other things; give a new folder for the backbone"
+            )
+        _check_same(load_backbone(folder), f"the backbone in {folder}", expected)
+        return
+    with replaced(folder.absolute()) as fresh:
+        save_backbone(fresh, model)
+        load_tokenizer(name).save_pretrained(fresh)
+
+
+def _check_same(model: GPT2, what: str, expected: str | None) -> None:
+    found = fingerprint(model)
+    if expected is not None and found != expected:
+        raise InputError(
+            f"{what} is not the one that the prefix was trained with (fingerprint "
+            f"{expected} there, {found} here)"
+        )

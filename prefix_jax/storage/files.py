@@ -1,0 +1,58 @@
+"""Files and folders that are replaced whole.
+
+A process killed meanwhile leaves the old ones or the new ones, never a half. What it
+was writing then lies beside them, under a name that begins with a dot.
+"""
+
+import contextlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+
+def write_text(path: Path, text: str) -> None:
+    """The file `path`, in UTF-8, in place of the one that is there."""
+    fresh = path.with_name(f".{path.name}.new")
+    fresh.write_text(text, encoding="utf-8")
+    os.replace(fresh, path)
+
+
+def write_json(path: Path, value: object) -> None:
+    """A readable JSON file; NaN and infinity, which JSON has no word for, are null."""
+    text = json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False)
+    write_text(path, text + "\n")
+
+
+@contextlib.contextmanager
+def replaced(folder: Path) -> Iterator[Path]:
+    """An empty folder to fill; on leaving it takes the place of `folder`.
+
+    If filling it fails, `folder` stays as it was. There are two renames: a process
+    killed between them leaves the old folder as `.FOLDER.old`.
+    """
+    fresh, old = (folder.with_name(f".{folder.name}.{end}") for end in ("new", "old"))
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    try:
+        yield fresh
+    except BaseException:
+        shutil.rmtree(fresh)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    fresh.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,78 @@
+"""Files and folders are replaced whole or not at all."""
+
+import json
+import math
+import os
+
+import pytest
+
+from prefix_jax.storage.files import replaced, write_json, write_text
+
+
+class Crash(Exception):
+    pass
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_is_written_beside_and_then_renamed(tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    write_text(path, "old")
+
+    def crash(source, target):
+        raise Crash
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", crash)
+        with pytest.raises(Crash):
+            write_text(path, "new, é")
+    assert path.read_text() == "old"
+    write_text(path, "new, é")
+    assert path.read_text(encoding="utf-8") == "new, é"
+    assert names(tmp_path) == ["a.json"]
+
+
+def test_json_is_strict(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"loss": math.nan, "rates": (1.0, -math.inf)})
+    value = json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(name))
+    assert value == {"loss": None, "rates": [1.0, None]}
+
+
+def test_what_cannot_be_json_leaves_the_file(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, [1])
+    with pytest.raises(TypeError):
+        write_json(path, [1, object()])
+    assert json.loads(path.read_text()) == [1]
+
+
+def test_a_folder_is_replaced_as_a_whole(tmp_path):
+    folder = tmp_path / "best"
+    for name in ("a", "b"):
+        with replaced(folder) as fresh:
+            (fresh / name).write_text(name)
+        assert names(folder) == [name]
+    assert names(tmp_path) == ["best"]
+
+
+def test_a_folder_that_could_not_be_filled_is_left(tmp_path):
+    folder = tmp_path / "best"
+    with replaced(folder) as fresh:
+        (fresh / "a").write_text("a")
+    with pytest.raises(Crash), replaced(folder) as fresh:
+        (fresh / "b").write_text("b")
+        raise Crash
+    assert names(folder) == ["a"] and names(tmp_path) == ["best"]
+
+
+def test_what_a_killed_process_left_beside_is_no_hindrance(tmp_path):
+    folder = tmp_path / "best"
+    for end in ("new", "old"):
+        (tmp_path / f".best.{end}").mkdir()
+        (tmp_path / f".best.{end}" / "half").write_text("")
+    with replaced(folder) as fresh:
+        (fresh / "a").write_text("a")
+    assert names(folder) == ["a"] and names(tmp_path) == ["best"]

@@ -1,0 +1,106 @@
+"""What the command line's `generate` makes of a stored prefix and of prompts."""
+
+import json
+
+import jax
+import pytest
+
+from prefix_jax.config import DecodeConfig, PrefixConfig
+from prefix_jax.data.e2e import linearise
+from prefix_jax.data.tokens import encode_prompts
+from prefix_jax.decoding.generate import generate
+from prefix_jax.errors import InputError
+from prefix_jax.model.prefix import init_prefix
+from prefix_jax.runs.generate import Line, open_writer
+from prefix_jax.storage.artifact import save_prefix
+
+DECODE = DecodeConfig(max_new_tokens=6)
+MEANING = "name[Mill], area[riverside]"
+
+
+def write(prompts, *, prefix, task=None, decode):
+    """The texts, as the command line would print them."""
+    writer = open_writer([str(prefix)], None, task)
+    written = writer.write([Line(prompt) for prompt in prompts], decode)
+    return [sequences[0].text for sequences in written]
+
+
+@pytest.fixture(scope="module")
+def prefix(backbone):
+    config = PrefixConfig(init="random", length=3)
+    return init_prefix(backbone, config, key=jax.random.key(3))()
+
+
+@pytest.fixture
+def store(tmp_path, backbone, prefix, model_folder):
+    """Store the prefix with what it says of its prompts; gives the folder."""
+
+    def make(**says):
+        save_prefix(
+            tmp_path / "p",
+            prefix,
+            backbone=backbone,
+            base_model_name=str(model_folder),
+            **says,
+        )
+        return tmp_path / "p"
+
+    return make
+
+
+@pytest.fixture
+def expected(backbone, tokenizer, prefix):
+    """What the prefix writes after text, or after a source and the separator."""
+
+    def decode(text, is_source):
+        prompt = encode_prompts([text], tokenizer)[0] if is_source else text
+        [written] = generate(
+            backbone, tokenizer, [prompt], prefix=prefix, decode=DECODE
+        )
+        return [written.strip()]
+
+    return decode
+
+
+def test_a_prefix_says_what_its_prompts_are(store, expected):
+    source, text = expected(MEANING, True), expected(MEANING, False)
+    linearised = expected(linearise(MEANING), True)
+    assert len({*source, *text, *linearised}) == 3
+    assert write([MEANING], prefix=store(task="table_to_text"), decode=DECODE) == source
+    assert write([MEANING], prefix=store(), decode=DECODE) == text
+    folder = store(task="table_to_text", e2e=True)
+    assert write([MEANING], prefix=folder, decode=DECODE) == linearised
+    assert write([linearise(MEANING)], prefix=folder, decode=DECODE) == linearised
+    with pytest.raises(InputError, match="not an E2E meaning representation"):
+        write(["name[Mill], area"], prefix=folder, decode=DECODE)
+    as_text = write([MEANING], prefix=folder, task="language_modelling", decode=DECODE)
+    assert as_text == text
+
+
+def test_the_record_of_a_later_version_does_no_harm(store, expected):
+    recipe = {"train": {"new_field": 1}, "new_section": {}}
+    folder = store(task="table_to_text", recipe=recipe)
+    own = folder / "prefix_jax.json"
+    own.write_text(json.dumps(json.loads(own.read_text()) | {"new": {"a": 1}}))
+    assert write(["Mill"], prefix=folder, decode=DECODE) == expected("Mill", True)
+
+
+def test_a_task_of_a_later_version_is_named(store, expected):
+    folder = store()
+    own = folder / "prefix_jax.json"
+    own.write_text(json.dumps(json.loads(own.read_text()) | {"task": "poetry"}))
+    with pytest.raises(InputError, match=r"task 'poetry'.*knows table_to_text.*--task"):
+        write(["Mill"], prefix=folder, decode=DECODE)
+    written = write(["Mill"], prefix=folder, task="table_to_text", decode=DECODE)
+    assert written == expected("Mill", True)
+
+
+def test_a_prefix_of_peft_continues_text(store, expected, model_folder):
+    folder = store(task="table_to_text")
+    (folder / "prefix_jax.json").unlink()
+    assert write(["Mill"], prefix=folder, decode=DECODE) == expected("Mill", False)
+
+
+def test_a_prompt_that_is_too_long_is_not_cut(store):
+    with pytest.raises(InputError, match=r"prefix 3 \+ prompt \d+ \+ .* exceeds"):
+        write(["Mill " * 40], prefix=store(task="table_to_text"), decode=DECODE)

@@ -1,0 +1,244 @@
+"""Prefixes of others give the logits here that they give there."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from prefix_jax.config import PrefixConfig
+from prefix_jax.errors import InputError
+from prefix_jax.model.gpt2 import GPT2
+from prefix_jax.model.prefix import init_prefix
+from prefix_jax.storage.artifact import save_prefix
+from prefix_jax.storage.importing import import_prefix
+
+LENGTH, HIDDEN = 5, 16
+TEXT = np.array([[7, 8, 9, 10], [3, 1, 4, 1]])
+
+
+@pytest.fixture(scope="module")
+def kv(backbone):
+    config = PrefixConfig(init="random", length=LENGTH)
+    return init_prefix(backbone, config, key=jax.random.key(1))()
+
+
+def columns(backbone):
+    return backbone.config.n_layer * 2 * backbone.config.n_embd
+
+
+def network(backbone, seed=0):
+    """The paper's reparametrisation as PyTorch names it, and what it folds to."""
+    rng = np.random.default_rng(seed)
+    d, c = backbone.config.n_embd, columns(backbone)
+    tensors = {
+        "wte.weight": rng.normal(size=(LENGTH, d)),
+        "control_trans.0.weight": rng.normal(size=(HIDDEN, d)) * 0.2,
+        "control_trans.0.bias": rng.normal(size=HIDDEN),
+        "control_trans.2.weight": rng.normal(size=(c, HIDDEN)) * 0.2,
+        "control_trans.2.bias": rng.normal(size=c),
+    }
+    return {name: x.astype(np.float32) for name, x in tensors.items()}
+
+
+def tensor_of(kv):
+    """[P, L*2*D] from keys and values, written out."""
+    both = np.stack([kv.keys[:, 0], kv.values[:, 0]], 1)  # L 2 P H K
+    return np.ascontiguousarray(both.transpose(2, 0, 1, 3, 4)).reshape(LENGTH, -1)
+
+
+def test_our_own_prefix_comes_back(tmp_path, backbone, kv):
+    save_prefix(tmp_path / "p", kv, backbone=backbone)
+    again = import_prefix(tmp_path / "p", backbone)
+    np.testing.assert_array_equal(again.keys, kv.keys)
+    np.testing.assert_array_equal(again.values, kv.values)
+
+
+@pytest.mark.parametrize("part", ["folder", "file"])
+def test_another_backbone_of_as_many_columns_is_refused(tmp_path, backbone, kv, part):
+    """6 layers of width 16 would have the columns of 3 of width 32."""
+    save_prefix(tmp_path / "p", kv, backbone=backbone)
+    config = dataclasses.replace(backbone.config, n_layer=6, n_embd=16, n_head=2)
+    other = GPT2(config, key=jax.random.key(0))
+    assert columns(other) == columns(backbone)
+    source = tmp_path / "p"
+    if part == "file":
+        source /= "adapter_model.safetensors"
+    with pytest.raises(InputError, match="another backbone: num_layers 3 there, 6 her"):
+        import_prefix(source, other)
+
+
+def test_a_file_is_what_its_folder_says(tmp_path, backbone):
+    save_file(network(backbone), tmp_path / "pytorch_adapter.safetensors")
+    config = tmp_path / "adapter_config.json"
+    for said in ({"config": {"non_linearity": "relu"}}, {"non_linearity": "relu"}):
+        config.write_text(json.dumps(said))
+        for source in (tmp_path, tmp_path / "pytorch_adapter.safetensors"):
+            with pytest.raises(InputError, match="there is relu"):
+                import_prefix(source, backbone)
+    config.write_text(json.dumps({"config": "prefix_tuning"}))
+    assert import_prefix(tmp_path, backbone).length == LENGTH
+
+
+@pytest.mark.parametrize("place", ["", "prefix_tuning.prefix_tunings.e2e.prefix."])
+@pytest.mark.parametrize("ending", [".safetensors", ".bin"])
+def test_the_network_of_the_paper_is_folded(tmp_path, backbone, place, ending):
+    """The original repository's tensors, and AdapterHub's, which nest them."""
+    torch = pytest.importorskip("torch")
+    tensors = {f"{place}{name}": x for name, x in network(backbone).items()}
+    inner = torch.nn.Sequential(
+        torch.nn.Linear(backbone.config.n_embd, HIDDEN),
+        torch.nn.Tanh(),
+        torch.nn.Linear(HIDDEN, columns(backbone)),
+    )
+    weights = {n: torch.tensor(x) for n, x in tensors.items()}
+    inner.load_state_dict(
+        {
+            n.split("control_trans.")[1]: x
+            for n, x in weights.items()
+            if "control_trans" in n
+        }
+    )
+    with torch.no_grad():
+        expected = inner(weights[f"{place}wte.weight"]).numpy()
+    file = tmp_path / f"pytorch_adapter{ending}"
+    if ending == ".bin":
+        torch.save(weights, file)
+    else:
+        save_file(tensors, file)
+    for source in (file, tmp_path):
+        found = import_prefix(source, backbone)
+        np.testing.assert_allclose(tensor_of(found), expected, atol=1e-6)
+
+
+def test_adapterhub_flat(tmp_path, backbone, kv):
+    name = "prefix_tuning.prefix_tunings.mine.prefix.control_trans"
+    save_file({name: tensor_of(kv).reshape(-1)}, tmp_path / "model.safetensors")
+    found = import_prefix(tmp_path, backbone)
+    np.testing.assert_array_equal(found.keys, kv.keys)
+    np.testing.assert_array_equal(found.values, kv.values)
+
+
+@pytest.mark.parametrize("described", [True, False])
+def test_prompt_tuning_equals_its_embeddings_before_the_text(
+    tmp_path, backbone, described
+):
+    embeddings = np.random.default_rng(0).normal(size=(LENGTH, 32)).astype(np.float32)
+    save_file({"prompt_embeddings": embeddings}, tmp_path / "adapter_model.safetensors")
+    if described:
+        config = {"peft_type": "PROMPT_TUNING"}
+        (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    found = import_prefix(tmp_path, backbone)
+    text = jnp.asarray(TEXT)
+    words = backbone.token_embedding[...][text]
+    before = jnp.broadcast_to(embeddings, (2, *embeddings.shape))
+    whole = backbone.forward(jnp.concatenate([before, words], 1)).hidden
+    expected = backbone.logits(whole)[:, LENGTH:]
+    np.testing.assert_allclose(backbone(text, found), expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("kind", ["PREFIX_TUNING", "PROMPT_TUNING"])
+@pytest.mark.parametrize("safe", [True, False])
+def test_peft_gives_the_same_logits(tmp_path, backbone, model_folder, kind, safe):
+    peft = pytest.importorskip("peft")
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    model = transformers.GPT2LMHeadModel.from_pretrained(model_folder).eval()
+    make = {
+        "PREFIX_TUNING": peft.PrefixTuningConfig,
+        "PROMPT_TUNING": peft.PromptTuningConfig,
+    }[kind]
+    config = make(task_type="CAUSAL_LM", num_virtual_tokens=LENGTH)
+    torch.manual_seed(0)
+    peer = peft.get_peft_model(model, config).eval()
+    peer.save_pretrained(tmp_path / "theirs", safe_serialization=safe)
+    found = import_prefix(tmp_path / "theirs", backbone)
+    assert found.length == LENGTH
+    with torch.no_grad():
+        expected = peer(input_ids=torch.tensor(TEXT)).logits.numpy()
+    expected = expected[:, -TEXT.shape[1] :]
+    np.testing.assert_allclose(backbone(jnp.asarray(TEXT), found), expected, atol=5e-5)
+
+
+def config(folder, **values):
+    (folder / "adapter_config.json").write_text(json.dumps(values))
+
+
+def gated(folder, backbone):
+    tensors = network(backbone) | {"prefix_gates.a.weight": np.ones(3, np.float32)}
+    save_file(tensors, folder / "model.safetensors")
+
+
+def of_an_encoder(folder, backbone):
+    tensors = {f"encoder.{n}": x for n, x in network(backbone).items()}
+    tensors |= {f"self.{n}": x for n, x in network(backbone).items()}
+    save_file(tensors, folder / "model.safetensors")
+
+
+def relu(folder, backbone):
+    save_file(network(backbone), folder / "model.safetensors")
+    config(folder, config={"non_linearity": "relu"})
+
+
+def deeper(folder, backbone):
+    more = {"control_trans.4.weight": np.ones((2, 2), np.float32)}
+    save_file(network(backbone) | more, folder / "model.safetensors")
+
+
+def incomplete(folder, backbone):
+    tensors = network(backbone)
+    del tensors["control_trans.2.bias"]
+    save_file(tensors, folder / "model.safetensors")
+
+
+def misshapen(folder, backbone):
+    tensors = network(backbone)
+    tensors["wte.weight"] = tensors["wte.weight"][:, :-1].copy()
+    save_file(tensors, folder / "model.safetensors")
+
+
+def narrow(folder, backbone):
+    flat = np.ones(columns(backbone) - 2, np.float32)
+    save_file({"a.control_trans": flat}, folder / "model.safetensors")
+
+
+def low_rank(folder, backbone):
+    save_file({"a.lora_A": np.ones((2, 2), np.float32)}, folder / "model.safetensors")
+    config(folder, peft_type="LORA")
+
+
+def unrelated(folder, backbone):
+    save_file({"weight": np.ones((2, 2), np.float32)}, folder / "model.safetensors")
+
+
+def nothing(folder, backbone):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (gated, "has gates"),
+        (of_an_encoder, "holds 2 prefixes"),
+        (relu, "not the paper's .* relu"),
+        (deeper, "not the paper's .* control_trans.4"),
+        (incomplete, "lacks control_trans.2.bias"),
+        (misshapen, "do not fit together"),
+        (narrow, "are not positions of 192"),
+        (low_rank, "peft_type is 'LORA'"),
+        (unrelated, "holds the tensors weight; expected"),
+        (nothing, "no weights in"),
+    ],
+)
+def test_what_cannot_be_a_prefix_here_is_refused(tmp_path, backbone, make, message):
+    make(tmp_path, backbone)
+    with pytest.raises(InputError, match=message):
+        import_prefix(tmp_path, backbone)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path, backbone):
+    with pytest.raises(InputError, match=r"nowhere.bin does not exist"):
+        import_prefix(tmp_path / "nowhere.bin", backbone)
