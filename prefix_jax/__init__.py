@@ -9,13 +9,12 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 from prefix_jax.config import (
     BackboneConfig,
     Config,
-    DataConfig,
     DecodeConfig,
     MeshConfig,
     OptimConfig,
-    PrefixConfig,
     TrainConfig,
 )
+from prefix_jax.data_config import DataConfig
 from prefix_jax.decoding.generate import generate, generate_sequences, stream
 from prefix_jax.decoding.request import Generated
 from prefix_jax.errors import InputError
@@ -35,6 +34,7 @@ from prefix_jax.model.kv import KV
 from prefix_jax.model.loading import load_backbone, load_tokenizer
 from prefix_jax.model.prefix import init_prefix
 from prefix_jax.model.weights import save_backbone
+from prefix_jax.prefix_config import PrefixConfig
 from prefix_jax.storage.artifact import load_prefix, save_prefix
 from prefix_jax.storage.exporting import export_prefix
 from prefix_jax.storage.importing import import_prefix

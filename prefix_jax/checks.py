@@ -34,6 +34,13 @@ class Bounds:
         )
 
 
+Positive = Annotated[int, Bounds(least=1)]
+NotNegative = Annotated[int, Bounds(least=0)]
+Share = Annotated[float, Bounds(least=0, below=1)]
+Above = Annotated[float, Bounds(above=0)]
+Chance = Annotated[float, Bounds(above=0, most=1)]
+
+
 class Section:
     """A dataclass whose fields are checked as it is made; InputError names the field.
 

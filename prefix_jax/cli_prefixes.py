@@ -10,7 +10,8 @@ from typing import Annotated
 
 import tyro
 
-from prefix_jax.config import DecodeConfig, Dtype, Task
+from prefix_jax.config import DecodeConfig, Dtype
+from prefix_jax.data_config import Task
 from prefix_jax.errors import InputError
 
 

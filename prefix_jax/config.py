@@ -7,24 +7,22 @@ field's standard terms; units stand in the comments.
 import dataclasses
 from typing import Annotated, Literal
 
-from prefix_jax.checks import Bounds, Section
+from prefix_jax.checks import (
+    Above,
+    Bounds,
+    Chance,
+    NotNegative,
+    Positive,
+    Section,
+    Share,
+)
+from prefix_jax.data_config import DataConfig
 from prefix_jax.errors import InputError, closest
+from prefix_jax.prefix_config import PrefixConfig
 
 Dtype = Literal["float32", "bfloat16"]
-PositionMode = Literal["shifted", "unshifted"]
 Method = Literal["prefix", "full", "top2"]
 Normalise = Literal["token", "sentence"]
-Split = Literal["train", "validation", "test"]
-Task = Literal["table_to_text", "language_modelling"]
-
-SHORTEST_ROW = 4
-"""Tokens of the shortest row: a source, the separator, a target and the end."""
-
-Positive = Annotated[int, Bounds(least=1)]
-NotNegative = Annotated[int, Bounds(least=0)]
-Share = Annotated[float, Bounds(least=0, below=1)]
-Above = Annotated[float, Bounds(above=0)]
-Chance = Annotated[float, Bounds(above=0, most=1)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,98 +37,6 @@ class BackboneConfig(Section):
     """Type of the frozen weights and of the arithmetic between them."""
     remat: bool = False
     """Recompute each layer in the backward pass: less memory, about 1.3x the time."""
-
-
-@dataclasses.dataclass(frozen=True)
-class PrefixConfig(Section):
-    """The learned keys and values (Li & Liang 2021, section 4)."""
-
-    kind: Literal["flat", "mlp"] = "flat"
-    """`flat`: the keys and values themselves; `mlp`: the paper's reparametrisation."""
-    length: Positive | None = 10
-    """Positions. None: as long as the words or examples it starts from."""
-    hidden: Positive = 512
-    """Width of the MLP (`mlp` only)."""
-    dropout: Share = 0.0
-    """Share of prefix elements dropped at each training step."""
-    init: Literal["random", "words", "examples", "zeros"] | None = None
-    """Start from noise of the activations' size, from the keys and values that the
-    backbone gives `words` or a few training examples, or from zeros (null). None:
-    `examples` where there are some, as in every run, else `random`."""
-    examples: Positive = 3
-    """Training examples that `init="examples"` reads; together they fill `length`."""
-    words: str = ""
-    """The words of `init="words"`, for example "table-to-text:"; repeated to fill."""
-    position_mode: PositionMode = "shifted"
-    """`shifted`: text positions start after the prefix, as in Hugging Face's models;
-    `unshifted`: they start at 0."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.init == "words" and not self.words.strip():
-            raise InputError(
-                'prefix.init is "words" but prefix.words is empty; '
-                'give the words, for example --prefix.words "table-to-text:"'
-            )
-        if self.length is None and self.init in ("random", "zeros"):
-            raise InputError(
-                f'prefix.length is None with prefix.init "{self.init}"; '
-                "give a number of positions, or start from words or examples"
-            )
-        # A setting that changes nothing is a mistake in another one.
-        for name, owner, kinds in (
-            ("words", "init", ("words",)),
-            ("examples", "init", ("examples", None)),
-            ("hidden", "kind", ("mlp",)),
-        ):
-            given, choice = getattr(self, name), getattr(self, owner)
-            if given != getattr(type(self), name) and choice not in kinds:
-                raise InputError(
-                    f"prefix.{name} is {given!r} but prefix.{owner} is "
-                    f'{choice!r}; it is for "{kinds[0]}" only'
-                )
-
-
-@dataclasses.dataclass(frozen=True)
-class DataConfig(Section):
-    """Where examples come from and how they become rows of tokens."""
-
-    task: Task = "table_to_text"
-    source: str = "files"
-    """`files` (JSONL, CSV, TSV, text), `quickstart`, `e2e` (the official CSV files), or
-    `tfds:NAME` (any TFDS data set whose files are array_record)."""
-    path: str | None = None
-    """Folder that holds the files (for `tfds:`, the TFDS data_dir)."""
-    train: str = "train"
-    """Split: a file's name in `path` (the ending may be left out), or a split's name.
-    So are the next two."""
-    validation: str = "validation"
-    test: str | None = "test"
-    source_column: str = "source"
-    target_column: str = "target"
-    prefix_column: str | None = None
-    """Column that names each row's prefix, to evaluate several of them at once."""
-    max_length: Annotated[int, Bounds(least=SHORTEST_ROW)] = 256
-    """Tokens of source, separator, target and end together."""
-    max_target_length: Positive | None = None
-    """Tokens of the target, its end not counted; None: only `max_length` limits it."""
-    overflow: Literal["truncate_source", "drop", "error"] = "truncate_source"
-    """What happens to an example that is too long: its source (and a target that is too
-    long alone) loses its end, it is left out, or it is an error; always reported."""
-    buckets: tuple[Positive, ...] = ()
-    """Padded row lengths; (): chosen from the data. Each is one compiled program."""
-    limit: Positive | None = None
-    """Train on the first n examples of the seeded permutation only (of the packed rows,
-    in language modelling); None: on all. Validation and test are always whole."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.prefix_column is not None and self.task != "table_to_text":
-            raise InputError(
-                f'data.prefix_column is "{self.prefix_column}" but data.task is '
-                f'"{self.task}", whose rows are cut from one long text; only rows of '
-                '"table_to_text" can name a prefix each'
-            )
 
 
 @dataclasses.dataclass(frozen=True)

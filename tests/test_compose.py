@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prefix_jax.config import PrefixConfig
 from prefix_jax.errors import InputError
 from prefix_jax.model.compose import average, bank, concatenate, interpolate
 from prefix_jax.model.kv import KV
 from prefix_jax.model.prefix import init_prefix
+from prefix_jax.prefix_config import PrefixConfig
 
 TEXT = jnp.asarray([[7, 8, 9, 10], [3, 1, 4, 1], [40, 41, 42, 43]])
 

@@ -11,14 +11,14 @@ import pytest
 from prefix_jax.config import (
     BackboneConfig,
     Config,
-    DataConfig,
     DecodeConfig,
     MeshConfig,
     OptimConfig,
-    PrefixConfig,
     TrainConfig,
 )
+from prefix_jax.data_config import DataConfig
 from prefix_jax.errors import InputError
+from prefix_jax.prefix_config import PrefixConfig
 
 
 @pytest.fixture(autouse=True)

@@ -9,10 +9,10 @@ import pytest
 import yaml
 
 from prefix_jax.cli import main
-from prefix_jax.config import PrefixConfig
 from prefix_jax.model.loading import load_backbone
 from prefix_jax.model.prefix import init_prefix
 from prefix_jax.model.weights import fingerprint
+from prefix_jax.prefix_config import PrefixConfig
 from prefix_jax.storage.artifact import load_prefix, read_metadata, save_prefix
 
 TENSORS, CONFIG, OWN = (

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prefix_jax.config import DecodeConfig, PrefixConfig
+from prefix_jax.config import DecodeConfig
 from prefix_jax.data.tokens import encode_texts
 from prefix_jax.decoding.beam import beam_search
 from prefix_jax.decoding.generate import (
@@ -22,6 +22,7 @@ from prefix_jax.decoding.sample import sample
 from prefix_jax.errors import InputError
 from prefix_jax.model.compose import bank
 from prefix_jax.model.prefix import init_prefix
+from prefix_jax.prefix_config import PrefixConfig
 
 NEW = 10
 PROMPTS = ["The mill", "by the river is old and", "name", "area : riverside"]

@@ -9,10 +9,10 @@ import pytest
 import tensorflow_datasets as tfds
 from etils import epath
 
-from prefix_jax.config import DataConfig
 from prefix_jax.data.builders import e2e as builder
 from prefix_jax.data.sources import read_records
 from prefix_jax.data.tasks import load_examples
+from prefix_jax.data_config import DataConfig
 from prefix_jax.errors import InputError
 
 SPLITS = ("train", "validation", "test")
@@ -64,7 +64,7 @@ def test_needs_no_tensorflow(official):
     """In a fresh process, as other tests may have imported it."""
     code = (
         "import sys\n"
-        "from prefix_jax.config import DataConfig\n"
+        "from prefix_jax.data_config import DataConfig\n"
         "from prefix_jax.data.tasks import load_examples\n"
         "config = DataConfig(source='tfds:e2e_nlg', path=sys.argv[1])\n"
         "assert load_examples(config, 'test')\n"

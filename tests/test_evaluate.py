@@ -7,8 +7,8 @@ import jax
 import pytest
 
 from prefix_jax.cli import main
-from prefix_jax.config import PrefixConfig
 from prefix_jax.model.prefix import init_prefix
+from prefix_jax.prefix_config import PrefixConfig
 from prefix_jax.storage.artifact import save_prefix
 
 

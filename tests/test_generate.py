@@ -5,12 +5,13 @@ import json
 import jax
 import pytest
 
-from prefix_jax.config import DecodeConfig, PrefixConfig
+from prefix_jax.config import DecodeConfig
 from prefix_jax.data.e2e import linearise
 from prefix_jax.data.tokens import encode_prompts
 from prefix_jax.decoding.generate import generate
 from prefix_jax.errors import InputError
 from prefix_jax.model.prefix import init_prefix
+from prefix_jax.prefix_config import PrefixConfig
 from prefix_jax.runs.generate import Line, open_writer
 from prefix_jax.storage.artifact import save_prefix
 

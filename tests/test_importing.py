@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from prefix_jax.config import PrefixConfig
 from prefix_jax.errors import InputError
 from prefix_jax.model.gpt2 import GPT2
 from prefix_jax.model.prefix import init_prefix
+from prefix_jax.prefix_config import PrefixConfig
 from prefix_jax.storage.artifact import save_prefix
 from prefix_jax.storage.importing import import_prefix
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from prefix_jax.cli import main
-from prefix_jax.config import PrefixConfig
 from prefix_jax.errors import InputError
 from prefix_jax.learning.split import count
 from prefix_jax.model.prefix import init_prefix
+from prefix_jax.prefix_config import PrefixConfig
 from prefix_jax.runs.inspect import inspect_prefix
 from prefix_jax.runs.show import bar, plot_mass
 from prefix_jax.storage.artifact import save_prefix

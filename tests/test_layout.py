@@ -23,6 +23,8 @@ FLOORS = [
     "model",
     "mesh",
     "config",
+    "data_config",
+    "prefix_config",
     "checks",
     "errors",
 ]

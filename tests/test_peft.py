@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prefix_jax.config import DecodeConfig, PrefixConfig
+from prefix_jax.config import DecodeConfig
 from prefix_jax.decoding.generate import generate_sequences
 from prefix_jax.model.kv import KV
 from prefix_jax.model.prefix import MLPPrefix, init_prefix
+from prefix_jax.prefix_config import PrefixConfig
 from prefix_jax.storage.artifact import load_prefix, save_prefix
 
 torch = pytest.importorskip("torch")

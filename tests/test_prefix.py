@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prefix_jax.config import PrefixConfig
 from prefix_jax.errors import InputError
 from prefix_jax.model.kv import KV
 from prefix_jax.model.prefix import activation_scale, init_prefix
+from prefix_jax.prefix_config import PrefixConfig
 
 KEY = jax.random.key(7)
 TEXT = [5, 9, 2, 7, 7, 31, 8]

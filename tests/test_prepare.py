@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from prefix_jax.config import Config, DataConfig, MeshConfig, TrainConfig
+from prefix_jax.config import Config, MeshConfig, TrainConfig
+from prefix_jax.data_config import DataConfig
 from prefix_jax.errors import InputError
 from prefix_jax.mesh import make_mesh
 from prefix_jax.runs.prepare import Setup, prepare

@@ -20,19 +20,19 @@ from prefix_jax.cli import main
 from prefix_jax.config import (
     BackboneConfig,
     Config,
-    DataConfig,
     DecodeConfig,
     MeshConfig,
     OptimConfig,
-    PrefixConfig,
     TrainConfig,
 )
 from prefix_jax.data.tokens import Row
+from prefix_jax.data_config import DataConfig
 from prefix_jax.errors import InputError
 from prefix_jax.learning.split import finite
 from prefix_jax.model.loading import load_backbone
 from prefix_jax.model.prefix import init_prefix
 from prefix_jax.model.weights import fingerprint
+from prefix_jax.prefix_config import PrefixConfig
 from prefix_jax.runs.compare import compare
 from prefix_jax.runs.evaluate import evaluate
 from prefix_jax.runs.prepare import Rows, prepare

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from prefix_jax.config import DataConfig
 from prefix_jax.data.sources import read_records, read_texts
+from prefix_jax.data_config import DataConfig
 from prefix_jax.errors import InputError
 
 PAIRS = [

@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prefix_jax.config import OptimConfig, PrefixConfig
+from prefix_jax.config import OptimConfig
 from prefix_jax.errors import InputError
 from prefix_jax.learning.optim import make_optimizer
 from prefix_jax.learning.split import count, leaf_names, merge, split
 from prefix_jax.model.gpt2 import GPT2
 from prefix_jax.model.prefix import init_prefix
+from prefix_jax.prefix_config import PrefixConfig
 
 
 @pytest.fixture(scope="module")

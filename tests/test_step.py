@@ -8,13 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prefix_jax.config import MeshConfig, OptimConfig, PrefixConfig, TrainConfig
+from prefix_jax.config import MeshConfig, OptimConfig, TrainConfig
 from prefix_jax.learning.loss import divisor, loss_sums
 from prefix_jax.learning.optim import make_optimizer
 from prefix_jax.learning.split import count, merge, split
 from prefix_jax.learning.step import init_train_state, make_eval_step, make_train_step
 from prefix_jax.mesh import make_mesh
 from prefix_jax.model.prefix import init_prefix
+from prefix_jax.prefix_config import PrefixConfig
 
 ROWS, TOKENS = 8, 12
 OPTIMIZER = make_optimizer(OptimConfig(learning_rate=1e-2), 20)

@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 
-from prefix_jax.config import DataConfig
 from prefix_jax.data.e2e import linearise
 from prefix_jax.data.tasks import (
     Example,
@@ -13,6 +12,7 @@ from prefix_jax.data.tasks import (
     load_documents,
     load_examples,
 )
+from prefix_jax.data_config import DataConfig
 from prefix_jax.errors import InputError
 
 

@@ -5,7 +5,6 @@ import dataclasses
 import numpy as np
 import pytest
 
-from prefix_jax.config import DataConfig
 from prefix_jax.data.tasks import Example
 from prefix_jax.data.tokens import (
     encode_examples,
@@ -13,6 +12,7 @@ from prefix_jax.data.tokens import (
     text_room,
     truncate_prompts,
 )
+from prefix_jax.data_config import DataConfig
 from prefix_jax.errors import InputError
 
 WORDS = ["river", "mill", "Café", "old", "<|endoftext|>", "東京"]

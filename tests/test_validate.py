@@ -9,21 +9,21 @@ import pytest
 from prefix_jax.config import (
     BackboneConfig,
     Config,
-    DataConfig,
     DecodeConfig,
     MeshConfig,
-    PrefixConfig,
     TrainConfig,
 )
 from prefix_jax.data.batches import eval_batches
 from prefix_jax.data.tasks import Example
 from prefix_jax.data.tokens import encode_examples, encode_prompts
+from prefix_jax.data_config import DataConfig
 from prefix_jax.decoding.generate import generate
 from prefix_jax.errors import InputError
 from prefix_jax.learning.step import make_eval_step
 from prefix_jax.mesh import make_mesh, replicated
 from prefix_jax.model.compose import bank
 from prefix_jax.model.prefix import init_prefix
+from prefix_jax.prefix_config import PrefixConfig
 from prefix_jax.runs.prepare import Rows, prepare
 from prefix_jax.runs.validate import Validator, write_each, write_texts
 

@@ -5,7 +5,6 @@ import importlib.resources
 from collections.abc import Iterator
 from pathlib import Path
 
-from prefix_jax.config import DataConfig
 from prefix_jax.data import e2e
 from prefix_jax.data.files import (
     ENDINGS,
@@ -17,6 +16,7 @@ from prefix_jax.data.files import (
     read_documents,
     read_rows,
 )
+from prefix_jax.data_config import DataConfig
 from prefix_jax.errors import InputError, closest
 
 REFERENCES = "references"

@@ -6,9 +6,9 @@ from typing import TypeVar
 
 import numpy as np
 
-from prefix_jax.config import DataConfig, Split
 from prefix_jax.data.e2e import linearise
 from prefix_jax.data.sources import Record, is_e2e, read_records, read_texts
+from prefix_jax.data_config import DataConfig, Split
 from prefix_jax.errors import InputError, closest
 
 _Item = TypeVar("_Item")

@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Bool, Int32
 from transformers import PreTrainedTokenizerFast
 
-from prefix_jax.config import SHORTEST_ROW, DataConfig
 from prefix_jax.data.tasks import Example
+from prefix_jax.data_config import SHORTEST_ROW, DataConfig
 from prefix_jax.errors import InputError
 from prefix_jax.model.loading import END
 

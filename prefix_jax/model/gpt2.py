@@ -132,7 +132,7 @@ class Forward(NamedTuple):
     hidden: Float[Array, "B T D"]
     """After the last layer norm, in the backbone's dtype."""
     stacks: list[KV]
-    """Keys and values of the tokens themselves for each stack; empty if not asked for."""
+    """Keys and values of the tokens themselves for each stack; none if not asked."""
     prefix_mass: Float[Array, "L B H T"] | None
     """The share of attention that each token pays to the prefix, if asked for."""
 
@@ -250,9 +250,10 @@ class GPT2(nnx.Module):
             block, index, prefix_layer, cache_layers = inputs
             seen = []
             if prefix_layer is not None:
-                seen.append(KeyBlock.of(*prefix_layer, prefix_mask))
+                keys, values = prefix_layer
+                seen.append(KeyBlock.of(keys, values, prefix_mask))
             for cache, slots in zip(caches, cache_layers, strict=True):
-                seen.append(KeyBlock(*slots, cache.mask))
+                seen.append(KeyBlock(slots.keys, slots.values, cache.mask))
             observing = observe and prefix is not None
             x, own_kv, share = block(x, seen, own_mask, index, observing)
             return x, (own_kv if collect else None, share)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from prefix_jax.config import PositionMode
+from prefix_jax.prefix_config import PositionMode
 
 
 # JAX also fills pytrees with things that are not arrays (shapes, None, flags).

@@ -15,11 +15,11 @@ from jax.lax import Precision
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 from transformers import PreTrainedTokenizerBase
 
-from prefix_jax.config import PositionMode, PrefixConfig
 from prefix_jax.errors import InputError
 from prefix_jax.model.gpt2 import GPT2
 from prefix_jax.model.gpt2_config import GPT2Config
 from prefix_jax.model.kv import KV
+from prefix_jax.prefix_config import PositionMode, PrefixConfig
 
 
 @runtime_checkable

@@ -3,7 +3,8 @@
 import dataclasses
 from pathlib import Path
 
-from prefix_jax.config import Dtype, Task
+from prefix_jax.config import Dtype
+from prefix_jax.data_config import Task
 from prefix_jax.errors import InputError
 from prefix_jax.model.gpt2 import GPT2
 from prefix_jax.model.loading import load_backbone, load_tokenizer

@@ -11,11 +11,12 @@ from jaxtyping import Int32
 from numpy import ndarray
 from transformers import PreTrainedTokenizerFast
 
-from prefix_jax.config import DecodeConfig, Task
+from prefix_jax.config import DecodeConfig
 from prefix_jax.data.e2e import linearise
 from prefix_jax.data.files import read_lines
 from prefix_jax.data.tasks import check_name
 from prefix_jax.data.tokens import encode_prompts, encode_texts
+from prefix_jax.data_config import Task
 from prefix_jax.decoding.generate import generate_sequences, stream
 from prefix_jax.decoding.request import Generated
 from prefix_jax.errors import InputError, closest

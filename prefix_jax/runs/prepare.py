@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerFast
 
-from prefix_jax.config import Config, Split
+from prefix_jax.config import Config
 from prefix_jax.data.batches import choose_buckets
 from prefix_jax.data.packing import pack_documents, packed_rows
 from prefix_jax.data.tasks import (
@@ -20,6 +20,7 @@ from prefix_jax.data.tasks import (
     load_examples,
 )
 from prefix_jax.data.tokens import Row, encode_examples, separators, text_room
+from prefix_jax.data_config import Split
 from prefix_jax.learning.split import Params
 from prefix_jax.mesh import make_mesh, replicated
 from prefix_jax.model.gpt2 import GPT2

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-from prefix_jax.config import PositionMode, Task
+from prefix_jax.data_config import Task
 from prefix_jax.errors import InputError
 from prefix_jax.model.gpt2 import GPT2
 from prefix_jax.model.gpt2_config import GPT2Config
@@ -25,6 +25,7 @@ from prefix_jax.model.kv import KV
 from prefix_jax.model.prefix import Prefix
 from prefix_jax.model.tensor_files import read_json
 from prefix_jax.model.weights import fingerprint
+from prefix_jax.prefix_config import PositionMode
 from prefix_jax.storage.files import replaced, write_json
 from prefix_jax.storage.peft_layout import (
     adapter_config,

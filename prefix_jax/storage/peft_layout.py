@@ -14,11 +14,11 @@ import numpy as np
 from jaxtyping import Float
 from safetensors.numpy import save_file
 
-from prefix_jax.config import PositionMode
 from prefix_jax.errors import InputError
 from prefix_jax.model.gpt2_config import GPT2Config
 from prefix_jax.model.kv import KV
 from prefix_jax.model.tensor_files import FLOATS, open_tensors
+from prefix_jax.prefix_config import PositionMode
 
 TENSOR = "prompt_embeddings"
 
