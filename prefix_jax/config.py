@@ -37,6 +37,9 @@ class BackboneConfig(Section):
     """Type of the frozen weights and of the arithmetic between them."""
     remat: bool = False
     """Recompute each layer in the backward pass: less memory, about 1.3x the time."""
+    unroll: bool = False
+    """Compile each layer for itself instead of one for all: faster steps, above all on
+    CPUs, where a loop copies what the backward pass needs; slower to compile."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -217,6 +217,14 @@ def test_scanned_equals_unrolled(backbone, tokens):
     assert_equals(unrolled(backbone), logits, backbone, tokens)
 
 
+def test_layers_compiled_for_themselves_equal_a_loop(backbone, prefix, tokens):
+    alone = copy_with(backbone, unroll=True)
+    assert "while" in jax.jit(logits).lower(backbone, tokens).as_text()
+    assert "while" not in jax.jit(logits).lower(alone, tokens).as_text()
+    result = loss_and_gradients(alone, prefix, tokens)
+    assert_equals(result, loss_and_gradients, backbone, prefix, tokens)
+
+
 @pytest.mark.parametrize("sizes", [(1, 2), (1, 1, 1)])
 def test_parted_into_stacks_equals_whole(sizes, backbone, prefix, tokens):
     """Also where a layer's number counts: it goes on from stack to stack."""

@@ -27,6 +27,7 @@ FLOORS = [
     "prefix_config",
     "checks",
     "errors",
+    "memory",
 ]
 
 

@@ -1,12 +1,13 @@
 """The loss on target tokens."""
 
 from collections.abc import Mapping
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from prefix_jax.learning.cross_entropy import cross_entropy
 from prefix_jax.model.gpt2 import GPT2
 from prefix_jax.model.kv import KV
 
@@ -19,9 +20,9 @@ class LossSums(NamedTuple):
     """Sums over a batch, so that micro-batches and devices add up exactly."""
 
     nll: Float[Array, ""]
-    """Negative log-likelihood of the target tokens, nats."""
+    """Negative log-likelihood of the target tokens, nats; for reading (no gradient)."""
     smoothed: Float[Array, ""]
-    """The same with label smoothing: what training minimises."""
+    """The same with label smoothing: what training minimises, and has a gradient."""
     row_nll: Float[Array, " B"]
     """`nll` of each row."""
 
@@ -33,24 +34,22 @@ def loss_sums(
 
     `prefix` is shared by all rows, or a bank of which `prefix_ids` names each row's.
     """
-    logits = backbone(
+    hidden = backbone.hidden_states(
         batch["tokens"][:, :-1],
         prefix,
         batch["mask"][:, :-1],
         prefix_ids=batch.get("prefix_ids"),
     )
-    labels = batch["tokens"][:, 1:]
-    weights = batch["loss_mask"][:, 1:].astype(jnp.float32)
     with jax.named_scope("loss"):
-        normaliser = jax.nn.logsumexp(logits, axis=-1)
-        label_logits = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
-        token_nll = weights * (normaliser - label_logits)
-        nll, row_nll = jnp.sum(token_nll), jnp.sum(token_nll, axis=-1)
-        if label_smoothing == 0.0:
-            return LossSums(nll, nll, row_nll)
-        uniform = jnp.sum(weights * (normaliser - logits.mean(-1)))
-        smoothed = (1 - label_smoothing) * nll + label_smoothing * uniform
-        return LossSums(nll, smoothed, row_nll)
+        sums = cross_entropy(
+            hidden,
+            backbone.output_head,
+            batch["tokens"][:, 1:],
+            batch["loss_mask"][:, 1:].astype(jnp.float32),
+            label_smoothing,
+        )
+    smoothed, row_nll = cast(tuple[Array, Array], sums)
+    return LossSums(jnp.sum(row_nll), smoothed, row_nll)
 
 
 def divisor(batch: Batch, normalise: Literal["token", "sentence"]) -> Float[Array, ""]:

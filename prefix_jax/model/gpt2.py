@@ -153,11 +153,17 @@ class GPT2(nnx.Module):
         key: PRNGKeyArray,
         dtype: jnp.dtype | str = "float32",
         remat: bool = False,
+        unroll: bool = False,
     ):
-        """Random weights as GPT-2 starts training with, f32; `dtype` computes."""
+        """Random weights as GPT-2 starts training with, f32; `dtype` computes.
+
+        `remat` recomputes each layer in the backward pass; `unroll` compiles each layer
+        for itself instead of one that is scanned.
+        """
         self.config = config
         self.dtype = jnp.dtype(dtype)
         self.remat = remat
+        self.unroll = unroll
         keys = jax.random.split(key, 4)
         deviation = config.initializer_range
         v, m, d = config.vocab_size, config.n_positions, config.n_embd
@@ -181,7 +187,20 @@ class GPT2(nnx.Module):
         positions: Int[Array, "#B T"] | None = None,
         prefix_ids: Int[Array, " rows"] | None = None,
     ) -> Float[Array, "B T V"]:
-        """f32 logits of the next token; arguments as in `forward`.
+        """f32 logits of the next token; arguments as in `hidden_states`."""
+        return self.logits(
+            self.hidden_states(tokens, prefix, mask, positions, prefix_ids)
+        )
+
+    def hidden_states(
+        self,
+        tokens: Int[Array, "B T"],
+        prefix: KV | None = None,
+        mask: Bool[Array, "B T"] | None = None,
+        positions: Int[Array, "#B T"] | None = None,
+        prefix_ids: Int[Array, " rows"] | None = None,
+    ) -> Float[Array, "B T D"]:
+        """What the logits are made of; arguments as in `forward`.
 
         `prefix_ids` names for each row its prefix in the bank `prefix`; without them
         there is one prefix for all rows, or one for each. Raises InputError too where
@@ -201,9 +220,9 @@ class GPT2(nnx.Module):
                 f"{prefix.number} prefixes for {rows} rows: choose one for each row "
                 "(prefix_ids)"
             )
-        return self.logits(
-            self.forward(tokens, prefix=prefix, mask=mask, positions=positions).hidden
-        )
+        return self.forward(
+            tokens, prefix=prefix, mask=mask, positions=positions
+        ).hidden
 
     def forward(
         self,
@@ -272,6 +291,7 @@ class GPT2(nnx.Module):
                     None if prefix is None else prefix.layers(start, stop).pair,
                     [cache.stacks[number] for cache in caches],
                 ),
+                unroll=size if self.unroll else 1,
             )
             own_kv, share = gathered
             stacks += [] if own_kv is None else [KV(*own_kv)]
@@ -305,14 +325,18 @@ class GPT2(nnx.Module):
         )
         return parted
 
+    @property
+    def output_head(self) -> Float[Array, "V D"]:
+        """The matrix from hidden states to logits: the token embedding if tied."""
+        return (self.token_embedding if self.head is None else self.head)[...]
+
     def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
         """f32 logits of hidden states."""
-        head = self.token_embedding if self.head is None else self.head
         with jax.named_scope("head"):
             return jnp.einsum(
                 "...d,vd->...v",
                 hidden,
-                head[...].astype(hidden.dtype),
+                self.output_head.astype(hidden.dtype),
                 precision=precision(hidden.dtype),
                 preferred_element_type=jnp.float32,
             )

@@ -44,13 +44,17 @@ _TOKENIZER = (
 
 
 def load_backbone(
-    name: str | Path, *, dtype: Dtype = "float32", remat: bool = False
+    name: str | Path,
+    *,
+    dtype: Dtype = "float32",
+    remat: bool = False,
+    unroll: bool = False,
 ) -> GPT2:
     """A backbone with its weights, stored and computed in `dtype`.
 
     `name` is `tiny` (bundled), a Hugging Face folder, or a name on the hub such as
-    `gpt2-medium`. `remat` recomputes each layer in the backward pass. Nothing in a
-    folder or on the hub is ever executed.
+    `gpt2-medium`. `remat` recomputes each layer in the backward pass; `unroll` compiles
+    each layer for itself. Nothing in a folder or on the hub is ever executed.
     Raises InputError that says which file or tensor does not fit, or how to go on
     without a network.
     """
@@ -60,7 +64,14 @@ def load_backbone(
         )
     folder = _find(name, (*_CONFIG, *_SAFETENSORS), (*_CONFIG, *_PICKLES))
     config = GPT2Config.from_dict(read_json(folder / "config.json"))
-    return fill(config, open_tensors(folder), origin=folder, dtype=dtype, remat=remat)
+    return fill(
+        config,
+        open_tensors(folder),
+        origin=folder,
+        dtype=dtype,
+        remat=remat,
+        unroll=unroll,
+    )
 
 
 def load_config(name: str | Path) -> GPT2Config:

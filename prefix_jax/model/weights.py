@@ -120,7 +120,8 @@ def fill(
     *,
     origin: str | Path,
     dtype: str,
-    remat: bool,
+    remat: bool = False,
+    unroll: bool = False,
 ) -> GPT2:
     """The backbone of these stored tensors, its parameters in `dtype`.
 
@@ -128,7 +129,8 @@ def fill(
     missing, extra and unfit tensors of `origin`.
     """
     shapes = jax.eval_shape(
-        lambda key: GPT2(config, key=key, dtype=dtype, remat=remat), jax.random.key(0)
+        lambda key: GPT2(config, key=key, dtype=dtype, remat=remat, unroll=unroll),
+        jax.random.key(0),
     )
     layout = _layout(shapes)
     stored = _recognise(layout, stored, origin=origin)

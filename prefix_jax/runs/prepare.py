@@ -142,19 +142,20 @@ def prepare(config: Config) -> Setup:
     config = config.resolved()
     rows = config.train.batch_size // config.train.accumulate  # at a time
     mesh = make_mesh(config.mesh, batch_size=rows)
-    name, dtype, remat = (
-        config.backbone.name,
-        config.backbone.dtype,
-        config.backbone.remat,
-    )
+    name = config.backbone.name
+    how = {
+        "dtype": config.backbone.dtype,
+        "remat": config.backbone.remat,
+        "unroll": config.backbone.unroll,
+    }
     if config.backbone.weights == "random":
         key = jax.random.key(config.train.seed)
-        backbone = GPT2(load_config(name), key=key, dtype=dtype, remat=remat)
+        backbone = GPT2(load_config(name), key=key, **how)
     else:
-        backbone = load_backbone(name, dtype=dtype, remat=remat)
+        backbone = load_backbone(name, **how)
     return Setup(
         config,
         jax.device_put(backbone, replicated(mesh)),
-        load_tokenizer(config.backbone.name),
+        load_tokenizer(name),
         mesh,
     )

@@ -1,0 +1,97 @@
+"""Target tokens in chunks: the same loss and gradients as from the logits of all."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from prefix_jax.learning.cross_entropy import cross_entropy
+
+B, T, D, V = 3, 40, 8, 50
+
+
+def make(share: float, seed: int = 0):
+    """Hidden states, head, labels, and weights of which `share` are not 0."""
+    random = np.random.default_rng(seed)
+    weights = random.uniform(0.5, 2, (B, T)) * (random.uniform(size=(B, T)) < share)
+    arrays = random.normal(size=(B, T, D)), random.normal(size=(V, D)), weights
+    hidden, head, weights = (jnp.asarray(x, jnp.float32) for x in arrays)
+    return hidden, head, jnp.asarray(random.integers(0, V, (B, T))), weights
+
+
+def whole(hidden, head, labels, weights, smoothing):
+    """From the logits of all tokens, by optax."""
+    logits = jnp.einsum("btd,vd->btv", hidden, head)
+    wanted = optax.smooth_labels(jax.nn.one_hot(labels, V), smoothing)
+    return jnp.sum(weights * optax.softmax_cross_entropy(logits, wanted))
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch):
+    """Five tokens of each row at a time."""
+    monkeypatch.setattr("prefix_jax.learning.cross_entropy.FULL_PRODUCT", 1)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_equals_the_loss_of_all_logits(share, smoothing):
+    inputs = make(share)
+
+    def ours(hidden, head):
+        objective, nll = cross_entropy(hidden, head, *inputs[2:], smoothing)
+        return 3 * objective, nll
+
+    def theirs(hidden, head):
+        return 3 * whole(hidden, head, *inputs[2:], smoothing)
+
+    (value, nll), found = jax.value_and_grad(ours, (0, 1), has_aux=True)(*inputs[:2])
+    expected, gradients = jax.value_and_grad(theirs, (0, 1))(*inputs[:2])
+    # Sums of 120 terms of some 10 nats, rounded to 24 bits in another order.
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    np.testing.assert_allclose(nll.sum(), whole(*inputs, 0.0), rtol=1e-6)
+    for ours_, theirs_ in zip(found, gradients, strict=True):
+        np.testing.assert_allclose(ours_, theirs_, rtol=1e-5, atol=2e-5)
+    # Without a gradient the same numbers come from a program of their own.
+    plain = cross_entropy(*inputs, smoothing)
+    np.testing.assert_allclose(plain[0] * 3, value, rtol=1e-6)
+    np.testing.assert_allclose(plain[1], nll, rtol=1e-6)
+
+
+def test_rows_have_their_own_sums():
+    hidden, head, labels, weights = make(0.5)
+    _, nll = cross_entropy(hidden, head, labels, weights, 0.0)
+    for row in range(B):
+        one = slice(row, row + 1)
+        expected = whole(hidden[one], head, labels[one], weights[one], 0.0)
+        np.testing.assert_allclose(nll[row], expected, rtol=1e-6)
+
+
+def test_what_is_not_asked_for_is_not_made():
+    """Logits of all tokens, and the gradient of a head that is frozen."""
+    hidden, head, labels, weights = make(0.5)
+
+    def loss(hidden, head):
+        return cross_entropy(hidden, head, labels, weights, 0.0)[0]
+
+    def program(argument):
+        return jax.jit(jax.grad(loss, argument)).lower(hidden, head).as_text()
+
+    def sums_head(text):
+        return re.search(rf"stablehlo.add .*: tensor<{V}x{D}xf32>", text) is not None
+
+    assert sums_head(program(1))
+    assert not sums_head(program(0))
+    assert f"tensor<{B}x5x{V}xf32>" in program(0)
+    assert f"tensor<{B}x{T}x{V}xf32>" not in program(0) + program(1)
+
+
+def test_only_the_sum_has_a_gradient():
+    inputs = make(0.5)
+
+    def rows(hidden):
+        return cross_entropy(hidden, *inputs[1:], 0.0)[1].sum()
+
+    assert not jax.grad(rows)(inputs[0]).any()
