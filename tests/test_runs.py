@@ -39,8 +39,9 @@ from prefix_jax.runs.prepare import Rows, prepare
 from prefix_jax.runs.result import save_result
 from prefix_jax.runs.train import train
 from prefix_jax.storage import artifact
-from prefix_jax.storage.artifact import load_prefix, read_metadata
+from prefix_jax.storage.artifact import load_prefix
 from prefix_jax.storage.log import read_metrics
+from prefix_jax.storage.metadata import read_metadata
 
 AREAS = ["riverside", "old town", "harbour", "hill"]
 

@@ -21,7 +21,14 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from prefix_jax.errors import InputError
 from prefix_jax.model.activations import PARAMETERS, activation
-from prefix_jax.model.attention import KeyBlock, attend, causal_mask, mass, precision
+from prefix_jax.model.attention import (
+    KeyBlock,
+    attend,
+    causal_mask,
+    mass,
+    precision,
+    prefix_mask,
+)
 from prefix_jax.model.gpt2_config import GPT2Config
 from prefix_jax.model.kv import KV
 
@@ -180,6 +187,7 @@ class GPT2(nnx.Module):
         mask: Bool[Array, "B T"] | None = None,
         positions: Int[Array, "#B T"] | None = None,
         prefix_ids: Int[Array, " rows"] | None = None,
+        after: Bool[Array, "B T"] | None = None,
     ) -> Float[Array, "B T V"]:
         """f32 logits of the next token; arguments as in `forward`.
 
@@ -201,9 +209,10 @@ class GPT2(nnx.Module):
                 f"{prefix.number} prefixes for {rows} rows: choose one for each row "
                 "(prefix_ids)"
             )
-        return self.logits(
-            self.forward(tokens, prefix=prefix, mask=mask, positions=positions).hidden
+        read = self.forward(
+            tokens, prefix=prefix, mask=mask, positions=positions, after=after
         )
+        return self.logits(read.hidden)
 
     def forward(
         self,
@@ -215,6 +224,7 @@ class GPT2(nnx.Module):
         positions: Int[Array, "#B T"] | None = None,
         collect: bool = False,
         observe: bool = False,
+        after: Bool[Array, "B T"] | None = None,
     ) -> Forward:
         """The layers over `tokens`, which see the prefix, the caches and each other.
 
@@ -225,21 +235,22 @@ class GPT2(nnx.Module):
         for text without a cache before it. Given ones are not checked: a compiled
         program cannot, and out of range they read the table's last row.
         `collect` returns the tokens' own keys and values, for a cache; `observe` the
-        attention that they pay to the prefix.
+        attention that they pay to a prefix that shares their softmax. `after` marks
+        the tokens that come after an infix, which alone see it; for an infix only.
         Raises InputError where the positions cannot fit the table.
         """
         rows, length = tokens.shape[:2]
         if prefix is not None:
-            self._check_fit(prefix, rows)
+            prefix.check_fit(self.config, rows, after)
         if positions is None:
             if caches:
                 raise ValueError("after a cache, positions must be given")
-            positions = self._positions(prefix, rows, length)
+            positions = self._positions(prefix, rows, length, after)
         own_mask = causal_mask(length, mask)
-        prefix_mask = None
+        prefix_layers = None
         if prefix is not None:
             prefix = prefix.cast(self.dtype, rows)
-            prefix_mask = prefix.mask
+            prefix_layers = prefix.keys, prefix.values, prefix.mask
 
         with jax.named_scope("embed"):
             x = self.token_embedding[...][tokens] if tokens.ndim == 2 else tokens
@@ -249,12 +260,13 @@ class GPT2(nnx.Module):
         def layer(x, inputs):
             block, index, prefix_layer, cache_layers = inputs
             seen = []
-            if prefix_layer is not None:
-                keys, values = prefix_layer
-                seen.append(KeyBlock.of(keys, values, prefix_mask))
+            if prefix is not None:
+                keys, values, real = prefix_layer
+                visible = prefix_mask(real, after, prefix.length)
+                seen.append(KeyBlock.of(keys, values, visible, prefix.own_softmax))
             for cache, slots in zip(caches, cache_layers, strict=True):
                 seen.append(KeyBlock(slots.keys, slots.values, cache.mask))
-            observing = observe and prefix is not None
+            observing = observe and prefix is not None and not prefix.own_softmax
             x, own_kv, share = block(x, seen, own_mask, index, observing)
             return x, (own_kv if collect else None, share)
 
@@ -269,7 +281,7 @@ class GPT2(nnx.Module):
                 (
                     stack,
                     jnp.arange(start, stop),
-                    None if prefix is None else prefix.layers(start, stop).pair,
+                    jax.tree.map(lambda x, a=start, b=stop: x[a:b], prefix_layers),
                     [cache.stacks[number] for cache in caches],
                 ),
             )
@@ -317,21 +329,7 @@ class GPT2(nnx.Module):
                 preferred_element_type=jnp.float32,
             )
 
-    def _check_fit(self, prefix, rows):
-        layers, number, _, heads, width = prefix.keys.shape
-        own = self.config.n_layer, self.config.n_head, self.config.head_width
-        if (layers, heads, width) != own:
-            raise InputError(
-                f"the prefix has {layers} layers of {heads} heads of width {width}; "
-                f"the backbone has {own[0]} of {own[1]} of {own[2]}"
-            )
-        if rows % number:
-            raise InputError(
-                f"{number} prefixes cannot be shared by {rows} rows: choose one for "
-                "each row (prefix_ids)"
-            )
-
-    def _positions(self, prefix, rows, length):
+    def _positions(self, prefix, rows, length, after):
         offset = 0 if prefix is None else prefix.position_offset
         limit = self.config.n_positions
         if offset + length > limit:
@@ -340,10 +338,5 @@ class GPT2(nnx.Module):
                 f"backbone has {limit}; shorten the text to {max(limit - offset, 0)} "
                 "tokens"
             )
-        start = jnp.arange(length)[None]
-        if prefix is None:
-            return start
-        offsets = prefix.offsets[:, None]
-        return start + (
-            offsets if len(offsets) == 1 else offsets.repeat(rows // len(offsets), 0)
-        )
+        shift = 0 if prefix is None else prefix.shift(rows, after)
+        return jnp.arange(length)[None] + shift
