@@ -86,7 +86,7 @@ class Form:
         self,
         keys: Float[Array, "L P H K"],
         values: Float[Array, "L P H K"],
-        gate: Float[Array, "L H"] | None = None,
+        gate: Float[Array, "l H"] | None = None,
         key: PRNGKeyArray | None = None,
     ) -> KV:
         """The prefix that text sees; at a training step (`key`) one of `nested`."""
