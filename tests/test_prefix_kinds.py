@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
+from kinds import GATED, KINDS, LENGTH, make, opened
 
 from prefix_jax.config import MeshConfig, OptimConfig, TrainConfig
 from prefix_jax.errors import InputError
@@ -19,44 +20,10 @@ from prefix_jax.model.prefix import init_prefix
 from prefix_jax.model.prefix_start import embedding_scale
 from prefix_jax.prefix_config import PrefixConfig
 
-KEY = jax.random.key(7)
-LENGTH = 4
+KEY = jax.random.key(8)
 TEXT = jnp.asarray([[7, 8, 9, 10, 200, 3], [3, 1, 4, 1, 5, 9]])
 SOURCE = 3
 AFTER = jnp.broadcast_to(jnp.arange(TEXT.shape[1]) >= SOURCE, TEXT.shape)
-GATED = {"gate": True, "position_mode": "unshifted"}
-
-KINDS = {
-    "flat": {},
-    "mlp": {"kind": "mlp", "hidden": 16},
-    "embedding": {"kind": "embedding"},
-    "infix": {"placement": "infix"},
-    "layers": {"layers": (0, 2)},
-    "mlp lengths": {"kind": "mlp", "hidden": 16, "lengths": (1, 0, 4)},
-    "gate": GATED,
-    "nested": {"nested": (1, 2)},
-    "all": {
-        **GATED,
-        "placement": "infix",
-        "lengths": (4, 0, 3),
-        "nested": (2,),
-        "dropout": 0.1,
-    },
-}
-
-
-def make(backbone, **settings):
-    settings = {"init": "random"} | settings
-    if "lengths" not in settings:
-        settings = {"length": LENGTH} | settings
-    return init_prefix(backbone, PrefixConfig(**settings), key=KEY)
-
-
-def opened(prefix):
-    """With gates that are not 0 any more, if it has some."""
-    if getattr(prefix, "gate", None) is not None:
-        prefix.gate[...] = jax.random.normal(KEY, prefix.gate.shape)
-    return prefix
 
 
 @jax.jit
