@@ -127,7 +127,7 @@ class PrefixConfig(Section):
         ):
             raise InputError(
                 f"prefix.length is {self.length} but the longest of prefix.lengths is "
-                f"{self.longest}; leave prefix.length out"
+                f"{self.longest}; set prefix.length to that too"
             )
         if list(self.nested) != sorted(set(self.nested)):
             raise InputError(

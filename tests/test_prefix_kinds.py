@@ -304,7 +304,7 @@ def test_embeddings_start_from_embeddings(backbone):
         ({"layers": (0, 3)}, None, "prefix.layers has 3; the backbone has 3 layers, 0"),
         ({"init": "prefix"}, None, r"pass init_prefix\(..., start="),
         ({"init": "prefix"}, "infix", "placement 'infix' and prefix.placement is"),
-        ({"init": "prefix"}, "gate", "--prefix.position-mode unshifted"),
+        ({"init": "prefix"}, "gate", "set prefix.position_mode to 'unshifted'"),
         (
             {"init": "prefix", "position_mode": "unshifted"},
             "gate",
@@ -343,7 +343,7 @@ def test_what_cannot_be_made_is_refused(backbone, settings, start, message):
         ({"layers": ()}, "at least one layer"),
         ({"layers": (1, 1)}, "each of them once"),
         ({"lengths": (0, 0)}, "not all of them 0"),
-        ({"lengths": (1, 2), "length": 3}, "leave prefix.length out"),
+        ({"lengths": (1, 2), "length": 3}, "set prefix.length to that too"),
         ({"nested": (4, 2)}, "growing lengths"),
         ({"nested": (2, 20)}, "nested has 20 positions but the prefix has 10"),
         ({"init": "labels"}, "prefix.labels is empty"),

@@ -477,6 +477,46 @@ def test_command_line_trains_with_overrides(config, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
+    "kind",
+    [
+        ["--prefix.kind", "embedding"],
+        ["--prefix.placement", "infix", "--prefix.layers", "0", "2"],
+        [
+            *("--prefix.gate", "--prefix.position-mode", "unshifted"),
+            *("--prefix.lengths", "4", "0", "2", "--prefix.length", "4"),
+        ],
+    ],
+    ids=["embedding", "infix", "gate"],
+)
+def test_kinds_of_prefix_by_the_command_line(config, tmp_path, capsys, kind):
+    """Train, score, write, look at, cut, and start another run from what was cut."""
+    path = recipe(tmp_path / "recipe.py", config)
+    run, cut, next_run = (str(tmp_path / name) for name in ("run", "cut", "next"))
+    steps = ["--train.steps", "2", "--train.eval-every", "2"]
+    kind = [*kind, "--prefix.nested", "2"]
+    assert run_cli("train", path, *steps, *kind, "--workdir", run) == 0
+    few = ["--decode.max-new-tokens", "3", "--limit", "2"]
+    assert run_cli("evaluate", "--workdir", run, *few) == 0
+    assert "BLEU" in capsys.readouterr().out
+    assert run_cli("shorten", run, "--length", "2", "--out", cut) == 0
+    assert "not trained for" not in capsys.readouterr().out
+    beams = ["--decode.method", "beam", "--decode.max-new-tokens", "3"]
+    for folder in (run, cut):
+        prompt = "name : Mill 1 | area : hill"
+        assert run_cli("generate", prompt, "--prefix", folder, *beams) == 0
+        assert run_cli("inspect", folder, "--text", "The mill") == 0
+    kind = [word if word != "4" else "2" for word in kind[:-2]]
+    kind += ["--prefix.init", "prefix", "--prefix.start", cut]
+    if "--prefix.length" not in kind:
+        kind += ["--prefix.length", "2"]
+    assert run_cli("train", path, *steps, *kind, "--workdir", next_run) == 0
+    backbone = load_backbone(config.backbone.name)
+    start, found = (load_prefix(tmp_path / n, backbone) for n in ("cut", "next/last"))
+    assert start.length == found.length == 2
+    assert np.abs(start.values - found.values).max() < 1  # two steps away at most
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["trian"], 'did you mean "train"'),
@@ -485,6 +525,8 @@ def test_command_line_trains_with_overrides(config, tmp_path, capsys):
         (["train", "RECIPE", "--prefix.lenght", "3"], "--prefix.length"),
         (["train", "RECIPE", "--prefix.length", "0"], "prefix.length is 0"),
         (["train", "RECIPE", "--prefix.length", "60"], "lower data.max_length"),
+        (["train", "RECIPE", "--prefix.layers", "3"], "has 3 layers, 0 to 2"),
+        (["shorten", "nowhere", "--length", "2", "--out", "x"], "holds no prefix"),
         (["train", "RECIPE", "--data.path", "nowhere"], "nowhere"),
         (["train", "RECIPE", "--train.batch-size", "0"], "train.batch_size"),
         (["train", "."], ". is no file; a recipe is a Python file"),

@@ -147,7 +147,7 @@ def _checked_start(
         if there != here:
             raise InputError(
                 f"the prefix to start from has {what} {there!r} and prefix.{what} is "
-                f"{here!r}: its keys and values would not mean the same; give "
-                f"--prefix.{what.replace('_', '-')} {there}"
+                f"{here!r}: its keys and values would not mean the same; set "
+                f"prefix.{what} to {there!r}"
             )
     return start
