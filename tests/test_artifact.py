@@ -14,7 +14,8 @@ from safetensors.numpy import save_file
 from prefix_jax.errors import InputError
 from prefix_jax.model.gpt2 import GPT2
 from prefix_jax.model.kv import KV
-from prefix_jax.model.prefix_kinds import Form, MLPPrefix
+from prefix_jax.model.prefix_form import Form
+from prefix_jax.model.prefix_kinds import MLPPrefix
 from prefix_jax.model.weights import fingerprint
 from prefix_jax.storage.artifact import load_prefix, save_prefix
 from prefix_jax.storage.metadata import read_metadata

@@ -476,6 +476,7 @@ def test_command_line_trains_with_overrides(config, tmp_path, capsys):
     assert "2 sources" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind",
     [
@@ -556,6 +557,22 @@ def test_what_a_user_gets_wrong_is_explained(
     captured = capsys.readouterr()
     assert message in " ".join((captured.err + captured.out).split())
     assert "Traceback" not in captured.err
+
+
+def test_an_infix_needs_a_source(config, model_folder, tmp_path):
+    (tmp_path / "train.txt").write_text("The mill by the river is old. " * 60)
+    data = DataConfig(
+        task="language_modelling",
+        path=str(tmp_path),
+        max_length=32,
+        validation="train",
+        test=None,
+    )
+    infix = PrefixConfig(length=4, placement="infix")
+    config = dataclasses.replace(config, data=data, prefix=infix)
+    setup = prepare(config)
+    with pytest.raises(InputError, match="has no source that an infix could come"):
+        setup.initial_params(setup.rows("train"))
 
 
 def test_language_modelling_trains_and_samples(model_folder, tmp_path):

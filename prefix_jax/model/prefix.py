@@ -11,13 +11,8 @@ from transformers import PreTrainedTokenizerBase
 from prefix_jax.errors import InputError
 from prefix_jax.model.gpt2 import GPT2
 from prefix_jax.model.kv import KV
-from prefix_jax.model.prefix_kinds import (
-    EmbeddingPrefix,
-    FlatPrefix,
-    Form,
-    MLPPrefix,
-    layer_lengths,
-)
+from prefix_jax.model.prefix_form import Form, layer_lengths
+from prefix_jax.model.prefix_kinds import EmbeddingPrefix, FlatPrefix, MLPPrefix
 from prefix_jax.model.prefix_start import (
     activation_scale,
     activations,
@@ -78,12 +73,12 @@ def init_prefix(
             vectors = scale * (0.0 if init == "zeros" else noise)
         return EmbeddingPrefix(vectors.astype(jnp.float32), scale, form)
     scale = activation_scale(backbone, scale_key)
-    dims = (shape.n_layer, 1, length, shape.n_head, shape.head_width)
     if tokens is not None:
         kv = activations(backbone, jnp.asarray(tokens, jnp.int32))
     elif isinstance(given, KV):
         kv = refit(given, form.lengths or [length] * shape.n_layer)
     else:
+        dims = (shape.n_layer, 1, length, shape.n_head, shape.head_width)
         noise = jax.random.normal(noise_key, (2, *dims))
         keys, values = jnp.zeros((2, *dims)) if init == "zeros" else noise
         kv = KV(keys * scale.keys, values * scale.values)
