@@ -75,7 +75,9 @@ class Form:
     ) -> KV:
         """The prefix that text sees; at a training step (`key`) one of `nested`."""
         if gate is not None:
-            # softmax(q K^T) (g V) = g softmax(q K^T) V: a gate is a factor of values.
+            # softmax(q K^T) (g V) = g softmax(q K^T) V: a gate on a softmax of its own
+            # is a factor of values. On the shared softmax it would be a bias of the
+            # scores, which keys cannot hold, and its start at 0 an infinite one.
             every = jnp.zeros((len(values), gate.shape[1])).at[self.layers].set(gate)
             values = values * every[:, None, :, None]
         lengths = None
