@@ -24,8 +24,11 @@ from jaxtyping import Array, Bool, Float, Int
 from prefix_jax.model.gpt2 import GPT2, Cache, Slots
 from prefix_jax.model.kv import KV
 
-SHORTEST_PART = 16
-"""Tokens of the prompts that are read at a time, at least."""
+SHORTEST_PART = 8
+"""Tokens of each prompt that are read at a time, at least."""
+
+FULL_PRODUCT = 512
+"""Rows of a matrix product from which on more of them make it no more efficient."""
 
 
 @no_type_check
@@ -57,9 +60,10 @@ def read_prompts(
     """The context of B prompts, and the logits of the first token after each.
 
     The backbone is unrolled; the prefix has N = 1 or N = B, and the backbone's dtype.
-    Prompts are read a quarter of T at a time, from the first that holds a token on, so
-    that one program serves all lengths up to T at little cost. An infix stands before
-    the last token of each, as `learning.loss` has it in a row.
+    Prompts are read in parts, from the first that holds a token on, so that one program
+    serves all lengths up to T at little cost: an eighth of T, or more where products
+    of so few rows would be slow. An infix stands before the last token of each, as
+    `learning.loss` has it in a row.
     """
     rows, length = tokens.shape
     # The first new token is read off the last one of the prompt, which sees an infix.
@@ -67,7 +71,8 @@ def read_prompts(
     after = last if _is_infix(prefix) else None
     shift = 0 if prefix is None else prefix.shift(rows, after)
     positions = jnp.maximum(jnp.cumsum(mask, -1) - 1, 0) + shift
-    part = max(min(length, SHORTEST_PART), length // 4)
+    efficient = 1 << (max(1, FULL_PRODUCT // rows).bit_length() - 1)
+    part = min(length, max(SHORTEST_PART, efficient, length // 8))
     assert length % part == 0, f"prompts are padded to {length}, not parts of {part}"
 
     def read(number, carry):

@@ -10,7 +10,6 @@ from transformers import PreTrainedTokenizerBase
 
 from prefix_jax.config import DecodeConfig
 from prefix_jax.decoding.beam import beam_search
-from prefix_jax.decoding.context import unrolled
 from prefix_jax.decoding.request import Generated, Prompt, Request
 from prefix_jax.decoding.sample import go_on_sampling, sample, start_sampling
 from prefix_jax.errors import InputError
@@ -92,11 +91,10 @@ def stream(
             'beam search cannot stream; set decode.method to "greedy" or "sample"'
         )
     request = Request.make(backbone, tokenizer, [prompt], prefix, None, decode)
-    backbone = _unrolled(backbone)  # once, not for every few tokens
     inputs = request.inputs([0])
     stops = inputs.pop("stops")
     context, state = _start(
-        backbone,
+        request.backbone,
         **inputs,
         stops=stops,
         group=1,
@@ -114,10 +112,11 @@ def stream(
         if finished:
             return
         until = int(state.number) + tokens_at_a_time
-        state = _go_on(backbone, context, state, stops, until, rules=request.rules)
+        state = _go_on(
+            request.backbone, context, state, stops, until, rules=request.rules
+        )
 
 
-_unrolled = jax.jit(unrolled)
 _start = partial(jax.jit, static_argnames=("group", "max_new_tokens", "rules"))(
     start_sampling
 )

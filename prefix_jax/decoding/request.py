@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from prefix_jax.config import DecodeConfig
 from prefix_jax.data.tokens import encode_texts
 from prefix_jax.decoding.beam import beam_search
+from prefix_jax.decoding.context import unrolled
 from prefix_jax.decoding.rules import Rules
 from prefix_jax.decoding.sample import sample
 from prefix_jax.decoding.stops import stop_table
@@ -23,6 +24,9 @@ SHORTEST_BUCKET = 16
 """Prompts are padded to this or the next power of two: a program for each, no more."""
 
 Prompt = str | Sequence[int] | Int[np.ndarray, "_"]
+
+
+_unrolled = jax.jit(unrolled)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +46,7 @@ class Request:
     """A checked request."""
 
     backbone: GPT2
+    """Unrolled, once for all batches: each program would copy its weights to do so."""
     tokenizer: PreTrainedTokenizerBase
     prompts: list[list[int]]
     prefix: KV | None
@@ -73,7 +78,9 @@ class Request:
             prefix = prefix.cast(backbone.dtype, rows=1)
         if prefix is None or prefix.number == 1:
             chosen = None
-        return cls(backbone, tokenizer, ids, prefix, chosen, decode, rules, stops)
+        return cls(
+            _unrolled(backbone), tokenizer, ids, prefix, chosen, decode, rules, stops
+        )
 
     def batches(self) -> Iterator[list[int]]:
         """Numbers of the prompts decoded together: like lengths, for less padding."""

@@ -110,7 +110,6 @@ def _write(context, state, logits, stops, rules) -> Sampled:
     """Choose the next token of each sequence and put it down."""
     rows, group, vocabulary = logits.shape
     number = state.number
-    log_probs = jax.nn.log_softmax(logits)
     scores = logits.reshape(rows * group, vocabulary)
     if rules.changes_scores:
         text, real = written_text(context, state.tokens, number)
@@ -123,7 +122,8 @@ def _write(context, state, logits, stops, rules) -> Sampled:
     else:
         token = jnp.argmax(scores, -1)
     token = jnp.where(state.done, 0, token.reshape(rows, group).astype(jnp.int32))
-    chosen = jnp.take_along_axis(log_probs, token[..., None], -1)[..., 0]
+    chosen = jnp.take_along_axis(logits, token[..., None], -1)[..., 0]
+    chosen -= jax.nn.logsumexp(logits, -1)
     done = state.done | is_end(token, rules.end)
     stop_state = state.stop_state
     if stops is not None:
