@@ -89,14 +89,19 @@ def test_peft_is_offered_what_it_can_represent(folder, kind, tmp_path):
 
 @pytest.mark.parametrize("length", [1, 3])
 def test_a_shorter_one_is_the_first_positions(
-    folder, tmp_path, backbone, prefix, length
+    folder, tmp_path, backbone, kind, prefix, length
 ):
     out = tmp_path / "short"
     shorten_prefix(folder, out, length)
     kv = prefix.fold(backbone).shorten(length)
     found = load_prefix(out, backbone)
-    np.testing.assert_allclose(found.keys, kv.keys, atol=2e-6)
-    np.testing.assert_allclose(found.values, kv.values, atol=2e-6)
+    if kind == "embedding":  # fewer are read: the same vectors, other rounding
+        np.testing.assert_array_equal(
+            load_embeddings(out, backbone), prefix.embeddings()[:length]
+        )
+    tolerance = 2e-5 if kind == "embedding" else 0
+    np.testing.assert_allclose(found.keys, kv.keys, rtol=0, atol=tolerance)
+    np.testing.assert_allclose(found.values, kv.values, rtol=0, atol=tolerance)
     assert np.array_equal(found.limit(length).lengths, kv.limit(length).lengths)
     assert {p.name for p in out.iterdir()} == {p.name for p in folder.iterdir()}
     metadata = read_metadata(out)
