@@ -35,9 +35,10 @@ from prefix_jax.model.loading import load_backbone, load_tokenizer
 from prefix_jax.model.prefix import init_prefix
 from prefix_jax.model.weights import save_backbone
 from prefix_jax.prefix_config import PrefixConfig
-from prefix_jax.storage.artifact import load_prefix, save_prefix
+from prefix_jax.storage.artifact import load_embeddings, load_prefix, save_prefix
 from prefix_jax.storage.exporting import export_prefix
 from prefix_jax.storage.importing import import_prefix
+from prefix_jax.storage.shortening import shorten_prefix
 
 __all__ = [
     "GPT2",
@@ -65,6 +66,7 @@ __all__ = [
     "init_train_state",
     "interpolate",
     "load_backbone",
+    "load_embeddings",
     "load_prefix",
     "load_tokenizer",
     "make_eval_step",
@@ -74,6 +76,7 @@ __all__ = [
     "merge",
     "save_backbone",
     "save_prefix",
+    "shorten_prefix",
     "split",
     "stream",
 ]

@@ -12,7 +12,7 @@ from typing import Annotated, Literal, TypeVar
 
 import tyro
 
-from prefix_jax.cli_prefixes import export, generate, import_, inspect
+from prefix_jax.cli_prefixes import export, generate, import_, inspect, shorten
 from prefix_jax.config import Config
 from prefix_jax.errors import InputError, closest
 
@@ -29,6 +29,7 @@ usage: prefix-jax COMMAND ...
   inspect DIR       what a stored prefix is: size, backbone, scores, norms, attention
   import SOURCE     store a prefix of PEFT, AdapterHub or Li & Liang's code as ours
   export DIR        write a prefix for PEFT, with a card
+  shorten DIR       store the first positions of a prefix as one of their own
 
 CONFIG is a recipe, a Python file with `config = Config(...)`; any of its values can be
 overridden, for example --prefix.length 20 --train.steps 1000.
@@ -196,6 +197,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "inspect": inspect,
     "import": import_,
     "export": export,
+    "shorten": shorten,
 }
 
 

@@ -1,4 +1,4 @@
-"""The commands on stored prefixes: generate, inspect, import, export."""
+"""The commands on stored prefixes: generate, inspect, import, export, shorten."""
 
 import contextlib
 import dataclasses
@@ -108,6 +108,23 @@ class Export:
     then names the folder, if there is no --base-model."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Shorten:
+    """Store the first positions of a prefix as one of their own.
+
+    Good where it was trained with --prefix.nested. For example:
+
+    prefix-jax shorten runs/mine --length 4 --out four
+    """
+
+    folder: tyro.conf.Positional[Path]
+    """Folder of a prefix, or of the run that trained it (then its best)."""
+    length: int
+    """Positions to keep."""
+    out: Path
+    """Folder for the shorter prefix."""
+
+
 def generate(arguments: list[str]) -> int:
     options = tyro.cli(Generate, prog="prefix-jax generate", args=arguments)
     if options.prompts and options.file:
@@ -202,6 +219,22 @@ def export(arguments: list[str]) -> int:
             f"base model: none, as PEFT cannot find {done.backbone or 'it'} by name; "
             "give PEFT the model when you load the adapter, or write it too with "
             "--with-backbone FOLDER, or name it with --base-model"
+        )
+    return 0
+
+
+def shorten(arguments: list[str]) -> int:
+    options = tyro.cli(Shorten, prog="prefix-jax shorten", args=arguments)
+    from prefix_jax.runs.convert import shorten
+
+    with _writing(options.out):
+        done = shorten(options.folder, options.out, options.length)
+    print(f"the first {done.length} positions are in {options.out}")
+    trained = ((done.recipe or {}).get("prefix") or {}).get("nested") or ()
+    if options.length not in trained:
+        print(
+            "it was not trained for that length alone (--prefix.nested), so expect "
+            "less of it than of the whole"
         )
     return 0
 

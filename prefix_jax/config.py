@@ -49,8 +49,8 @@ class OptimConfig(Section):
     name: Literal["adamw", "muon"] = "adamw"
     """`muon`, for pre-training: orthogonalised momentum for matrices, else AdamW."""
     learning_rate: Above | None = None
-    """Peak rate. None: 0.1 for a flat prefix, whose units are the activations' own
-    size; 1e-3 for an MLP's or the backbone's weights."""
+    """Peak rate. None: 0.1 for a flat prefix or embeddings, whose units are the
+    backbone's own sizes; 1e-3 for an MLP's or the backbone's weights."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """After the warm-up: down to 0 at the last step, or constant."""
     warmup_steps: NotNegative = 0
@@ -199,8 +199,8 @@ class Config:
 
     def resolved(self) -> "Config":
         """The same run with every value that depends on others filled in."""
-        flat = self.train.method == "prefix" and self.prefix.kind == "flat"
-        rate = self.optim.learning_rate or (0.1 if flat else 1e-3)
+        scaled = self.train.method == "prefix" and self.prefix.kind != "mlp"
+        rate = self.optim.learning_rate or (0.1 if scaled else 1e-3)
         return dataclasses.replace(
             self,
             optim=dataclasses.replace(self.optim, learning_rate=rate),

@@ -14,9 +14,11 @@ from safetensors.numpy import save_file
 from prefix_jax.errors import InputError
 from prefix_jax.model.gpt2 import GPT2
 from prefix_jax.model.kv import KV
-from prefix_jax.model.prefix import MLPPrefix
+from prefix_jax.model.prefix_form import Form
+from prefix_jax.model.prefix_kinds import MLPPrefix
 from prefix_jax.model.weights import fingerprint
-from prefix_jax.storage.artifact import load_prefix, read_metadata, save_prefix
+from prefix_jax.storage.artifact import load_prefix, save_prefix
+from prefix_jax.storage.metadata import read_metadata
 from prefix_jax.storage.peft_layout import to_tensor
 
 LENGTH = 4
@@ -63,9 +65,9 @@ def test_what_is_stored_is_loaded_bit_for_bit(folder, backbone, prefix):
 
 
 def test_a_reparametrised_prefix_is_stored_folded(tmp_path, backbone):
-    options = {"dropout": 0.5, "position_mode": "unshifted"}
+    form = Form(dropout=0.5, position_mode="unshifted")
     shapes = jax.eval_shape(
-        lambda key: MLPPrefix(backbone.config, 3, 8, key=key, **options),
+        lambda key: MLPPrefix(backbone.config, 3, 8, form, key=key),
         jax.random.key(0),
     )
     rng = np.random.default_rng(0)
@@ -214,7 +216,7 @@ DAMAGE = {
         lambda f: (f / CONFIG).write_text("[1]"),
         "expected an object",
     ),
-    "kind": (lambda f: edit(f / OWN, kind="infix"), "kind 'infix'"),
+    "kind": (lambda f: edit(f / OWN, kind="adapter"), "kind 'adapter'"),
     "format": (lambda f: edit(f / OWN, format=2), "format 2"),
     "mode": (lambda f: edit(f / OWN, position_mode="left"), "position_mode is 'left'"),
     "field": (lambda f: edit(f / OWN, recipe=3), "recipe .* is 3; expected dict"),

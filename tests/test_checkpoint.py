@@ -23,7 +23,7 @@ from prefix_jax.errors import InputError
 from prefix_jax.learning.split import count, split
 from prefix_jax.learning.step import TrainState, init_train_state
 from prefix_jax.model.kv import KV
-from prefix_jax.model.prefix import FlatPrefix
+from prefix_jax.model.prefix_kinds import FlatPrefix
 from prefix_jax.storage.checkpoint import Checkpoints, library_versions
 
 REPOSITORY = Path(__file__).parents[1]
@@ -38,7 +38,7 @@ def start(backbone, length=4, optimizer=OPTIMIZER, key=None) -> TrainState:
     rng = np.random.default_rng(0)
     kv = KV(*(jnp.float32(rng.normal(size=shape)) for _ in range(2)))
     one = jax.tree.map(lambda x: jnp.ones((len(x), 1, 1, x.shape[3], 1)), kv)
-    prefix = FlatPrefix(kv, one, dropout=0.0, position_mode="shifted")
+    prefix = FlatPrefix(kv, one)
     trainable, _ = split({"backbone": backbone, "prefix": prefix}, "prefix")
     return init_train_state(
         trainable, optimizer, jax.random.key(7) if key is None else key

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from kinds import KINDS, opened
+from kinds import make as make_kind
 
 from prefix_jax.errors import InputError
 from prefix_jax.model.compose import average, bank, concatenate, interpolate
@@ -34,6 +36,58 @@ def test_a_row_sees_its_own_prefix_only(backbone, make, mode):
     for row, i in enumerate(ids):
         alone = backbone(TEXT[row : row + 1], prefixes[i])
         np.testing.assert_allclose(mixed[row : row + 1], alone, atol=1e-5)
+
+
+def test_prefixes_of_different_layers_stand_in_one_bank(backbone):
+    """Each row's layers have its own prefix's positions, and its text starts there."""
+    prefixes = [
+        opened(make_kind(backbone, **KINDS[kind]))()
+        for kind in ("layers", "flat", "mlp lengths")
+    ]
+    mixed = backbone(TEXT, bank(prefixes), prefix_ids=jnp.array([2, 0, 1]))
+    for row, i in enumerate([2, 0, 1]):
+        alone = backbone(TEXT[row : row + 1], prefixes[i])
+        np.testing.assert_allclose(mixed[row : row + 1], alone, atol=1e-5)
+
+
+def test_infixes_and_gates_stand_in_a_bank_of_their_like(backbone):
+    kinds = ("all", "all")
+    after = jnp.broadcast_to(jnp.arange(4) >= 2, (2, 4))
+    prefixes = [opened(make_kind(backbone, **KINDS[kind]))() for kind in kinds]
+    prefixes[1] = prefixes[1].shorten(2)
+    mixed = backbone(
+        TEXT[:2], bank(prefixes), prefix_ids=jnp.array([1, 0]), after=after
+    )
+    for row, i in enumerate([1, 0]):
+        alone = backbone(TEXT[row : row + 1], prefixes[i], after=after[:1])
+        np.testing.assert_allclose(mixed[row : row + 1], alone, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("compose", "kinds", "message"),
+    [
+        (bank, ("flat", "infix"), "placed as infix and prefix 0 as prefix"),
+        (bank, ("gate", "unshifted"), "prefix 0 is gated and prefix 1 is not"),
+        (concatenate, ("flat", "layers"), "in every layer"),
+        (concatenate, ("gate", "gate"), "prefix 0 is gated: it has a softmax"),
+        (average, ("flat", "layers"), "in different layers"),
+    ],
+)
+def test_kinds_that_cannot_stand_together_are_refused(
+    backbone, compose, kinds, message
+):
+    settings = KINDS | {"unshifted": {"position_mode": "unshifted"}}
+    prefixes = [make_kind(backbone, **settings[kind])() for kind in kinds]
+    with pytest.raises(InputError, match=message):
+        compose(prefixes)
+
+
+def test_prefixes_of_the_same_layers_have_an_average(backbone):
+    a = make_kind(backbone, **KINDS["layers"])()
+    b = dataclasses.replace(a, values=3 * a.values)
+    middle = average([a, b])
+    np.testing.assert_allclose(middle.values, 2 * a.values, rtol=1e-6)
+    np.testing.assert_array_equal(middle.lengths, a.lengths)
 
 
 def test_no_gradient_reaches_the_other_prefixes(backbone, make):

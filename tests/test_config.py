@@ -43,7 +43,11 @@ def choices():
 @pytest.mark.parametrize(("kind", "name", "values"), list(choices()))
 def test_a_typo_in_a_choice_is_refused_and_every_choice_is_taken(kind, name, values):
     for value in values:
-        others = {"words": "The town"} if value == "words" else {}
+        others = {
+            "words": {"words": "The town"},
+            "labels": {"labels": ("good", "bad")},
+        }.get(value, {})
+        others |= {"start": "runs/mine"} if (name, value) == ("init", "prefix") else {}
         others |= {"method": "beam"} if name == "early_stopping" else {}
         assert getattr(kind(**{name: value}, **others), name) == value
         with pytest.raises(InputError) as caught:

@@ -13,7 +13,8 @@ from prefix_jax.model.loading import load_backbone
 from prefix_jax.model.prefix import init_prefix
 from prefix_jax.model.weights import fingerprint
 from prefix_jax.prefix_config import PrefixConfig
-from prefix_jax.storage.artifact import load_prefix, read_metadata, save_prefix
+from prefix_jax.storage.artifact import load_prefix, save_prefix
+from prefix_jax.storage.metadata import read_metadata
 
 TENSORS, CONFIG, OWN = (
     "adapter_model.safetensors",

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from kinds import KINDS, make, opened
 
 from prefix_jax.config import DecodeConfig
 from prefix_jax.data.tokens import encode_texts
@@ -112,6 +113,37 @@ def test_log_probabilities_are_those_of_the_full_pass(
             total += log_probs(ids, prefix)[token]
             ids.append(token)
         assert generated.log_prob == pytest.approx(total, abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["infix", "layers", "gate", "embedding", "all"])
+@pytest.mark.parametrize("method", METHODS)
+def test_every_kind_of_prefix_decodes_as_the_full_pass(
+    backbone, tokenizer, kind, method
+):
+    """Law 4; an infix stands before the last token of the prompt, as in training."""
+    prefix = opened(make(backbone, **KINDS[kind])).fold(backbone)
+
+    @jax.jit
+    def full(tokens, start):
+        after = jnp.arange(tokens.shape[1])[None] >= start - 1
+        after = after if prefix.placement == "infix" else None
+        return jax.nn.log_softmax(backbone(tokens, prefix, after=after))[0]
+
+    prompts = [[7, 8, 9, 10, 11, 12], [250, 3]]
+    settings = decode(METHODS[method], end_tokens=())
+    found = generate_sequences(
+        backbone, tokenizer, prompts, prefix=prefix, decode=settings
+    )
+    for prompt, sequences in zip(prompts, found, strict=True):
+        for one in sequences:
+            whole = [*prompt, *one.tokens]
+            padded = jnp.asarray([whole + [0] * (20 - len(whole))])
+            log_probs = np.asarray(full(padded, len(prompt)))
+            log_probs = log_probs[len(prompt) - 1 : len(whole) - 1]
+            each = log_probs[np.arange(NEW), list(one.tokens)]
+            assert one.log_prob == pytest.approx(each.sum(), abs=2e-4)
+            if method == "greedy":
+                assert log_probs.argmax(-1).tolist() == list(one.tokens)
 
 
 def test_rows_stop_at_the_end_token(backbone, log_probs):

@@ -11,7 +11,8 @@ import pytest
 from prefix_jax.config import DecodeConfig
 from prefix_jax.decoding.generate import generate_sequences
 from prefix_jax.model.kv import KV
-from prefix_jax.model.prefix import MLPPrefix, init_prefix
+from prefix_jax.model.prefix import init_prefix
+from prefix_jax.model.prefix_kinds import MLPPrefix
 from prefix_jax.prefix_config import PrefixConfig
 from prefix_jax.storage.artifact import load_prefix, save_prefix
 
@@ -50,10 +51,7 @@ def pair(request, backbone, model_folder, tmp_path_factory) -> Pair:
             backbone=backbone,
         )  # fmt: skip
     elif request.param == "mlp":
-        options = {"dropout": 0.0, "position_mode": "shifted"}
-        prefix = MLPPrefix(
-            backbone.config, LENGTH, 16, key=jax.random.key(5), **options
-        )
+        prefix = MLPPrefix(backbone.config, LENGTH, 16, key=jax.random.key(5))
         prefix = jax.tree.map(lambda x: 2 * x, prefix)
         save_prefix(folder, prefix, backbone=backbone)
     else:

@@ -7,7 +7,8 @@ import pytest
 
 from prefix_jax.errors import InputError
 from prefix_jax.model.kv import KV
-from prefix_jax.model.prefix import activation_scale, init_prefix
+from prefix_jax.model.prefix import init_prefix
+from prefix_jax.model.prefix_start import activation_scale
 from prefix_jax.prefix_config import PrefixConfig
 
 KEY = jax.random.key(7)
@@ -99,13 +100,13 @@ def test_folded_equals_unfolded(backbone, kind):
 
 def test_dropout_drops_elements_only_when_given_a_key(backbone):
     prefix = make(backbone, init="random", length=32, dropout=0.25)
-    whole, dropped = prefix().keys, prefix(dropout_key=KEY).keys
+    whole, dropped = prefix().keys, prefix(key=KEY).keys
     share = float((dropped == 0).mean())
     assert abs(share - 0.25) < 0.03
     np.testing.assert_allclose(
         dropped[dropped != 0], (whole / 0.75)[dropped != 0], rtol=1e-6
     )
-    again = prefix(dropout_key=KEY).keys
+    again = prefix(key=KEY).keys
     np.testing.assert_array_equal(dropped, again)
 
 

@@ -39,8 +39,9 @@ from prefix_jax.runs.prepare import Rows, prepare
 from prefix_jax.runs.result import save_result
 from prefix_jax.runs.train import train
 from prefix_jax.storage import artifact
-from prefix_jax.storage.artifact import load_prefix, read_metadata
+from prefix_jax.storage.artifact import load_prefix
 from prefix_jax.storage.log import read_metrics
+from prefix_jax.storage.metadata import read_metadata
 
 AREAS = ["riverside", "old town", "harbour", "hill"]
 
@@ -475,6 +476,47 @@ def test_command_line_trains_with_overrides(config, tmp_path, capsys):
     assert "2 sources" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "kind",
+    [
+        ["--prefix.kind", "embedding"],
+        ["--prefix.placement", "infix", "--prefix.layers", "0", "2"],
+        [
+            *("--prefix.gate", "--prefix.position-mode", "unshifted"),
+            *("--prefix.lengths", "4", "0", "2", "--prefix.length", "4"),
+        ],
+    ],
+    ids=["embedding", "infix", "gate"],
+)
+def test_kinds_of_prefix_by_the_command_line(config, tmp_path, capsys, kind):
+    """Train, score, write, look at, cut, and start another run from what was cut."""
+    path = recipe(tmp_path / "recipe.py", config)
+    run, cut, next_run = (str(tmp_path / name) for name in ("run", "cut", "next"))
+    steps = ["--train.steps", "2", "--train.eval-every", "2"]
+    kind = [*kind, "--prefix.nested", "2"]
+    assert run_cli("train", path, *steps, *kind, "--workdir", run) == 0
+    few = ["--decode.max-new-tokens", "3", "--limit", "2"]
+    assert run_cli("evaluate", "--workdir", run, *few) == 0
+    assert "BLEU" in capsys.readouterr().out
+    assert run_cli("shorten", run, "--length", "2", "--out", cut) == 0
+    assert "not trained for" not in capsys.readouterr().out
+    beams = ["--decode.method", "beam", "--decode.max-new-tokens", "3"]
+    for folder in (run, cut):
+        prompt = "name : Mill 1 | area : hill"
+        assert run_cli("generate", prompt, "--prefix", folder, *beams) == 0
+        assert run_cli("inspect", folder, "--text", "The mill") == 0
+    kind = [word if word != "4" else "2" for word in kind[:-2]]
+    kind += ["--prefix.init", "prefix", "--prefix.start", cut]
+    if "--prefix.length" not in kind:
+        kind += ["--prefix.length", "2"]
+    assert run_cli("train", path, *steps, *kind, "--workdir", next_run) == 0
+    backbone = load_backbone(config.backbone.name)
+    start, found = (load_prefix(tmp_path / n, backbone) for n in ("cut", "next/last"))
+    assert start.length == found.length == 2
+    assert np.abs(start.values - found.values).max() < 1  # two steps away at most
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -484,6 +526,8 @@ def test_command_line_trains_with_overrides(config, tmp_path, capsys):
         (["train", "RECIPE", "--prefix.lenght", "3"], "--prefix.length"),
         (["train", "RECIPE", "--prefix.length", "0"], "prefix.length is 0"),
         (["train", "RECIPE", "--prefix.length", "60"], "lower data.max_length"),
+        (["train", "RECIPE", "--prefix.layers", "3"], "has 3 layers, 0 to 2"),
+        (["shorten", "nowhere", "--length", "2", "--out", "x"], "holds no prefix"),
         (["train", "RECIPE", "--data.path", "nowhere"], "nowhere"),
         (["train", "RECIPE", "--train.batch-size", "0"], "train.batch_size"),
         (["train", "."], ". is no file; a recipe is a Python file"),
@@ -513,6 +557,22 @@ def test_what_a_user_gets_wrong_is_explained(
     captured = capsys.readouterr()
     assert message in " ".join((captured.err + captured.out).split())
     assert "Traceback" not in captured.err
+
+
+def test_an_infix_needs_a_source(config, model_folder, tmp_path):
+    (tmp_path / "train.txt").write_text("The mill by the river is old. " * 60)
+    data = DataConfig(
+        task="language_modelling",
+        path=str(tmp_path),
+        max_length=32,
+        validation="train",
+        test=None,
+    )
+    infix = PrefixConfig(length=4, placement="infix")
+    config = dataclasses.replace(config, data=data, prefix=infix)
+    setup = prepare(config)
+    with pytest.raises(InputError, match="has no source that an infix could come"):
+        setup.initial_params(setup.rows("train"))
 
 
 def test_language_modelling_trains_and_samples(model_folder, tmp_path):

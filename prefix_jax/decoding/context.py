@@ -62,11 +62,15 @@ def read_prompts(
     The backbone is unrolled; the prefix has N = 1 or N = B, and the backbone's dtype.
     Prompts are read in parts, from the first that holds a token on, so that one program
     serves all lengths up to T at little cost: an eighth of T, or more where products
-    of so few rows would be slow.
+    of so few rows would be slow. An infix stands before the last token of each, as
+    `learning.loss` has it in a row.
     """
     rows, length = tokens.shape
-    offsets = jnp.zeros(1, jnp.int32) if prefix is None else prefix.offsets
-    positions = jnp.maximum(jnp.cumsum(mask, -1) - 1, 0) + offsets[:, None]
+    # The first new token is read off the last one of the prompt, which sees an infix.
+    last = jnp.broadcast_to(jnp.arange(length) == length - 1, mask.shape)
+    after = last if _is_infix(prefix) else None
+    shift = 0 if prefix is None else prefix.shift(rows, after)
+    positions = jnp.maximum(jnp.cumsum(mask, -1) - 1, 0) + shift
     efficient = 1 << (max(1, FULL_PRODUCT // rows).bit_length() - 1)
     part = min(length, max(SHORTEST_PART, efficient, length // 8))
     assert length % part == 0, f"prompts are padded to {length}, not parts of {part}"
@@ -86,6 +90,7 @@ def read_prompts(
             mask=here(mask),
             positions=here(positions),
             collect=True,
+            after=None if after is None else here(after),
         )
         return _put(prompt, out.stacks, start), out.hidden[:, -1]
 
@@ -93,8 +98,12 @@ def read_prompts(
     hidden = jnp.zeros((rows, backbone.config.n_embd), backbone.dtype)
     first = jnp.argmax(mask.any(0)) // part
     prompt, hidden = jax.lax.fori_loop(first, length // part, read, (empty, hidden))
-    start = mask.sum(-1).astype(jnp.int32) + offsets
+    start = positions[:, -1] + 1
     return Context(prefix, prompt, tokens, mask, start), backbone.logits(hidden)
+
+
+def _is_infix(prefix: KV | None) -> bool:
+    return prefix is not None and prefix.placement == "infix"
 
 
 def empty_caches(backbone: GPT2, rows: int, slots: int) -> list[Slots]:
@@ -147,6 +156,7 @@ def read_token(
         ],
         positions=jnp.repeat(positions, group, 0),
         collect=True,
+        after=jnp.ones((rows * group, 1), bool) if _is_infix(context.prefix) else None,
     )
     # The new tokens of a prompt's sequences are neighbours in its slots.
     new = jax.tree.map(

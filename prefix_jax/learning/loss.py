@@ -32,13 +32,19 @@ def loss_sums(
 ) -> LossSums:
     """Summed loss of the tokens that `loss_mask` marks, given all before them.
 
-    `prefix` is shared by all rows, or a bank of which `prefix_ids` names each row's.
+    `prefix` is shared by all rows, or a bank of which `prefix_ids` names each row's. An
+    infix stands before the token that the first target token is read off, in our rows
+    the separator: [source; infix; separator, target], so it has a say in all of them.
     """
+    after = None
+    if prefix is not None and prefix.placement == "infix":
+        after = jnp.cumsum(batch["loss_mask"][:, 1:], axis=-1) > 0
     hidden = backbone.hidden_states(
         batch["tokens"][:, :-1],
         prefix,
         batch["mask"][:, :-1],
         prefix_ids=batch.get("prefix_ids"),
+        after=after,
     )
     with jax.named_scope("loss"):
         sums = cross_entropy(

@@ -1,6 +1,6 @@
 """What is trained: `split` parts the parameter tree, `merge` puts it back.
 
-    params = {"backbone": GPT2, "prefix": FlatPrefix | MLPPrefix}   (prefix optional)
+    params = {"backbone": GPT2, "prefix": Prefix}   (prefix optional)
 
 Both parts keep the tree's shape, with None where the other part has the leaf, so a
 gradient of the trainable part, or an optimizer state for it, has no frozen leaf at all.
@@ -15,7 +15,8 @@ from jaxtyping import Array, Bool
 
 from prefix_jax.errors import InputError
 from prefix_jax.model.gpt2 import GPT2
-from prefix_jax.model.prefix import Prefix
+from prefix_jax.model.kv import KV
+from prefix_jax.model.prefix_kinds import Prefix
 
 
 class Params(TypedDict):
@@ -82,6 +83,11 @@ def merge(trainable: Params, frozen: Params) -> Params:
         frozen,
         is_leaf=lambda x: x is None,
     )
+
+
+def folded(params: Params) -> KV | None:
+    """The keys and values of the prefix in a whole tree, None where there is none."""
+    return params["prefix"].fold(params["backbone"]) if "prefix" in params else None
 
 
 def count(tree: Any) -> int:

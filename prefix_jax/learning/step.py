@@ -71,10 +71,9 @@ def make_train_step(
     def objective(trainable, frozen, batch, denominator, key):
         params = merge(trainable, frozen)
         prefix = params.get("prefix")
-        kv = None if prefix is None else prefix(dropout_key=key)
-        sums = loss_sums(
-            params["backbone"], kv, batch, label_smoothing=config.label_smoothing
-        )
+        backbone = params["backbone"]
+        kv = None if prefix is None else prefix.fold(backbone, key=key)
+        sums = loss_sums(backbone, kv, batch, label_smoothing=config.label_smoothing)
         return sums.smoothed / denominator, sums.nll
 
     grad = jax.value_and_grad(objective, has_aux=True)

@@ -9,6 +9,7 @@ weighted mean over keys in any order: `concatenate([a, b])` and `concatenate([b,
 are the same prefix.
 """
 
+import dataclasses
 from collections.abc import Sequence
 
 import jax.numpy as jnp
@@ -33,16 +34,16 @@ def bank(prefixes: Sequence[KV]) -> KV:
                 "prefixes (N = 1)"
             )
     longest = max(prefix.length for prefix in prefixes)
-    lengths = [_real_length(prefix) for prefix in prefixes]
+    lengths = np.concatenate([_lengths(prefix) for prefix in prefixes], axis=1)
 
     def join(leaves):
         return jnp.concatenate([_pad(x, longest) for x in leaves], axis=1)
 
-    return KV(
-        join([prefix.keys for prefix in prefixes]),
-        join([prefix.values for prefix in prefixes]),
-        prefixes[0].position_mode,
-        None if min(lengths) == longest else jnp.array(lengths, jnp.int32),
+    return dataclasses.replace(
+        prefixes[0],
+        keys=join([prefix.keys for prefix in prefixes]),
+        values=join([prefix.values for prefix in prefixes]),
+        lengths=None if lengths.min() == longest else jnp.asarray(lengths, jnp.int32),
     )
 
 
@@ -51,14 +52,27 @@ def concatenate(prefixes: Sequence[KV]) -> KV:
 
     It equals none of them alone: the text's attention is shared between them, as
     between instructions that follow one another. All have the same N, and every
-    position is real. Raises InputError otherwise.
+    position is real. Gated ones cannot be shared between: each weighs what its own
+    softmax gives. Raises InputError otherwise.
     """
     _check_alike(prefixes)
     _check_same_shape(prefixes, "concatenate", length=False)
-    return KV(
-        jnp.concatenate([prefix.keys for prefix in prefixes], axis=2),
-        jnp.concatenate([prefix.values for prefix in prefixes], axis=2),
-        prefixes[0].position_mode,
+    for number, prefix in enumerate(prefixes):
+        if prefix.lengths is not None:
+            raise InputError(
+                f"prefix {number} does not have all its positions in every layer; "
+                "concatenate takes prefixes whose positions are all real"
+            )
+        if prefix.own_softmax:
+            raise InputError(
+                f"prefix {number} is gated: it has a softmax of its own, and one "
+                "softmax over several would change what its gates weigh; concatenate "
+                "takes prefixes without gates"
+            )
+    return dataclasses.replace(
+        prefixes[0],
+        keys=jnp.concatenate([prefix.keys for prefix in prefixes], axis=2),
+        values=jnp.concatenate([prefix.values for prefix in prefixes], axis=2),
     )
 
 
@@ -84,10 +98,10 @@ def average(prefixes: Sequence[KV], weights: Sequence[float] | None = None) -> K
     def mean(leaves):
         return jnp.tensordot(jnp.asarray(shares, jnp.float32), jnp.stack(leaves), 1)
 
-    return KV(
-        mean([prefix.keys for prefix in prefixes]),
-        mean([prefix.values for prefix in prefixes]),
-        prefixes[0].position_mode,
+    return dataclasses.replace(
+        prefixes[0],
+        keys=mean([prefix.keys for prefix in prefixes]),
+        values=mean([prefix.values for prefix in prefixes]),
     )
 
 
@@ -96,8 +110,11 @@ def interpolate(start: KV, end: KV, t: float) -> KV:
     return average([start, end], [1 - t, t])
 
 
-def _real_length(prefix):
-    return prefix.length if prefix.lengths is None else int(prefix.lengths[0])
+def _lengths(prefix):
+    """Real positions in each layer, of each of the N, [L N]."""
+    if prefix.lengths is None:
+        return np.full(prefix.keys.shape[:2], prefix.length)
+    return np.asarray(prefix.lengths)
 
 
 def _pad(x, length):
@@ -115,6 +132,17 @@ def _check_alike(prefixes):
                 f"prefix {number} has {prefix.position_mode} positions and prefix 0 "
                 f"{first.position_mode}; text cannot start at two places at once"
             )
+        if prefix.placement != first.placement:
+            raise InputError(
+                f"prefix {number} is placed as {prefix.placement} and prefix 0 as "
+                f"{first.placement}; one stands before the source, the other after it"
+            )
+        if prefix.own_softmax != first.own_softmax:
+            raise InputError(
+                f"prefix {number if prefix.own_softmax else 0} is gated and prefix "
+                f"{0 if prefix.own_softmax else number} is not; one has a softmax of "
+                "its own, the other shares the text's"
+            )
         layers, _, _, *heads = prefix.keys.shape
         if [layers, *heads] != [first.keys.shape[0], *first.keys.shape[3:]]:
             raise InputError(
@@ -128,11 +156,6 @@ def _check_alike(prefixes):
 def _check_same_shape(prefixes, what, *, length):
     first = prefixes[0]
     for number, prefix in enumerate(prefixes):
-        if prefix.lengths is not None:
-            raise InputError(
-                f"prefix {number} is a bank of different lengths; {what} takes "
-                "prefixes whose positions are all real"
-            )
         if prefix.number != first.number:
             raise InputError(
                 f"prefix {number} has N = {prefix.number} and prefix 0 N = "
@@ -142,4 +165,9 @@ def _check_same_shape(prefixes, what, *, length):
             raise InputError(
                 f"prefix {number} has {prefix.length} positions and prefix 0 "
                 f"{first.length}; {what} takes equal lengths"
+            )
+        if length and not np.array_equal(_lengths(prefix), _lengths(first)):
+            raise InputError(
+                f"prefix {number} and prefix 0 have positions in different layers; "
+                f"{what} takes equal ones"
             )

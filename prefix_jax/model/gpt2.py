@@ -20,94 +20,10 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from prefix_jax.errors import InputError
-from prefix_jax.model.activations import PARAMETERS, activation
-from prefix_jax.model.attention import KeyBlock, attend, causal_mask, mass, precision
+from prefix_jax.model.attention import KeyBlock, causal_mask, precision, prefix_mask
+from prefix_jax.model.block import Block, Norm
 from prefix_jax.model.gpt2_config import GPT2Config
 from prefix_jax.model.kv import KV
-
-
-class Norm(nnx.Module):
-    """Layer norm with f32 statistics, result in the input's type."""
-
-    def __init__(self, shape: tuple[int, ...]):
-        self.scale = nnx.Param(jnp.ones(shape))
-        self.bias = nnx.Param(jnp.zeros(shape))
-
-    def __call__(self, x: Float[Array, "B T D"], epsilon: float):
-        wide = x.astype(jnp.float32)
-        mean = wide.mean(-1, keepdims=True)
-        centred = wide - mean
-        variance = jnp.square(centred).mean(-1, keepdims=True)
-        normal = centred * jax.lax.rsqrt(variance + epsilon)
-        return (normal * self.scale[...] + self.bias[...]).astype(x.dtype)
-
-
-class Dense(nnx.Module):
-    """A matrix and a bias, cast to the input's type where they are used."""
-
-    def __init__(self, shape: tuple[int, ...], inputs: int, deviation: float, key):
-        """`shape`: [layers, *inputs, *outputs] with `inputs` input axes."""
-        self.kernel = nnx.Param(deviation * jax.random.normal(key, shape))
-        self.bias = nnx.Param(jnp.zeros((shape[0], *shape[1 + inputs :])))
-
-    def __call__(self, equation: str, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        kernel = self.kernel[...].astype(x.dtype)
-        product = jnp.einsum(equation, x, kernel, precision=precision(x.dtype))
-        return product + self.bias[...].astype(x.dtype)
-
-
-class Block(nnx.Module):
-    """A stack of transformer layers; `lax.scan` hands `__call__` one of them."""
-
-    def __init__(self, config: GPT2Config, layers: int, key: PRNGKeyArray):
-        self.config = config
-        d, h, k, f = config.n_embd, config.n_head, config.head_width, config.mlp_width
-        keys = jax.random.split(key, 4)
-        # The two projections into the residual stream start smaller (GPT-2 paper).
-        deviation = config.initializer_range
-        small = deviation / (2 * config.n_layer) ** 0.5
-        self.ln_1 = Norm((layers, d))
-        self.qkv = Dense((layers, d, 3, h, k), 1, deviation, keys[0])
-        self.out = Dense((layers, h, k, d), 2, small, keys[1])
-        self.ln_2 = Norm((layers, d))
-        self.up = Dense((layers, d, f), 1, deviation, keys[2])
-        self.down = Dense((layers, f, d), 1, small, keys[3])
-        parameters = PARAMETERS.get(config.activation_function, {})
-        self.act = nnx.Dict(
-            {
-                name: nnx.Param(jnp.array([start] * layers))
-                for name, start in parameters.items()
-            }
-        )
-
-    def __call__(
-        self,
-        x: Float[Array, "B T D"],
-        seen: list[KeyBlock],
-        own_mask: Bool[Array, "#B T T"],
-        index: Int[Array, ""],
-        observe: bool,
-    ) -> tuple[Float[Array, "B T D"], tuple[Array, Array], Array | None]:
-        """One layer: its output, these tokens' (keys, values), each [B T H K], and, if
-        asked for, the share of attention that the first block receives, [B H T]."""
-        config = self.config
-        scale = config.head_width**-0.5 if config.scale_attn_weights else 1.0
-        if config.scale_attn_by_inverse_layer_idx:
-            scale = scale / (index + 1)
-        with jax.named_scope("attention"):
-            normal = self.ln_1(x, config.layer_norm_epsilon)
-            query, key, value = jnp.moveaxis(self.qkv("btd,dchk->btchk", normal), 2, 0)
-            blocks = [*seen, KeyBlock.of(key, value, own_mask)]
-            observed = mass(query, blocks, scale) if observe else None
-            x += self.out("bthk,hkd->btd", attend(query, blocks, scale))
-        with jax.named_scope("mlp"):
-            normal = self.ln_2(x, config.layer_norm_epsilon)
-            inner = activation(config.activation_function)(
-                self.up("btd,df->btf", normal),
-                **{name: value.astype(x.dtype) for name, value in self.act.items()},
-            )
-            x += self.down("btf,fd->btd", inner)
-        return x, (key, value), observed
 
 
 class Slots(NamedTuple):
@@ -186,10 +102,11 @@ class GPT2(nnx.Module):
         mask: Bool[Array, "B T"] | None = None,
         positions: Int[Array, "#B T"] | None = None,
         prefix_ids: Int[Array, " rows"] | None = None,
+        after: Bool[Array, "B T"] | None = None,
     ) -> Float[Array, "B T V"]:
         """f32 logits of the next token; arguments as in `hidden_states`."""
         return self.logits(
-            self.hidden_states(tokens, prefix, mask, positions, prefix_ids)
+            self.hidden_states(tokens, prefix, mask, positions, prefix_ids, after)
         )
 
     def hidden_states(
@@ -199,6 +116,7 @@ class GPT2(nnx.Module):
         mask: Bool[Array, "B T"] | None = None,
         positions: Int[Array, "#B T"] | None = None,
         prefix_ids: Int[Array, " rows"] | None = None,
+        after: Bool[Array, "B T"] | None = None,
     ) -> Float[Array, "B T D"]:
         """What the logits are made of; arguments as in `forward`.
 
@@ -221,7 +139,7 @@ class GPT2(nnx.Module):
                 "(prefix_ids)"
             )
         return self.forward(
-            tokens, prefix=prefix, mask=mask, positions=positions
+            tokens, prefix=prefix, mask=mask, positions=positions, after=after
         ).hidden
 
     def forward(
@@ -234,6 +152,7 @@ class GPT2(nnx.Module):
         positions: Int[Array, "#B T"] | None = None,
         collect: bool = False,
         observe: bool = False,
+        after: Bool[Array, "B T"] | None = None,
     ) -> Forward:
         """The layers over `tokens`, which see the prefix, the caches and each other.
 
@@ -244,21 +163,22 @@ class GPT2(nnx.Module):
         for text without a cache before it. Given ones are not checked: a compiled
         program cannot, and out of range they read the table's last row.
         `collect` returns the tokens' own keys and values, for a cache; `observe` the
-        attention that they pay to the prefix.
+        attention that they pay to a prefix that shares their softmax. `after` marks
+        the tokens that come after an infix, which alone see it; for an infix only.
         Raises InputError where the positions cannot fit the table.
         """
         rows, length = tokens.shape[:2]
         if prefix is not None:
-            self._check_fit(prefix, rows)
+            prefix.check_fit(self.config, rows, after)
         if positions is None:
             if caches:
                 raise ValueError("after a cache, positions must be given")
-            positions = self._positions(prefix, rows, length)
+            positions = self._positions(prefix, rows, length, after)
         own_mask = causal_mask(length, mask)
-        prefix_mask = None
+        prefix_layers = None
         if prefix is not None:
             prefix = prefix.cast(self.dtype, rows)
-            prefix_mask = prefix.mask
+            prefix_layers = prefix.keys, prefix.values, prefix.mask
 
         with jax.named_scope("embed"):
             x = self.token_embedding[...][tokens] if tokens.ndim == 2 else tokens
@@ -268,12 +188,13 @@ class GPT2(nnx.Module):
         def layer(x, inputs):
             block, index, prefix_layer, cache_layers = inputs
             seen = []
-            if prefix_layer is not None:
-                keys, values = prefix_layer
-                seen.append(KeyBlock.of(keys, values, prefix_mask))
+            if prefix is not None:
+                keys, values, real = prefix_layer
+                visible = prefix_mask(real, after, prefix.length)
+                seen.append(KeyBlock.of(keys, values, visible, prefix.own_softmax))
             for cache, slots in zip(caches, cache_layers, strict=True):
                 seen.append(KeyBlock(slots.keys, slots.values, cache.mask))
-            observing = observe and prefix is not None
+            observing = observe and prefix is not None and not prefix.own_softmax
             x, own_kv, share = block(x, seen, own_mask, index, observing)
             return x, (own_kv if collect else None, share)
 
@@ -288,7 +209,7 @@ class GPT2(nnx.Module):
                 (
                     stack,
                     jnp.arange(start, stop),
-                    None if prefix is None else prefix.layers(start, stop).pair,
+                    jax.tree.map(lambda x, a=start, b=stop: x[a:b], prefix_layers),
                     [cache.stacks[number] for cache in caches],
                 ),
                 unroll=size if self.unroll else 1,
@@ -341,21 +262,7 @@ class GPT2(nnx.Module):
                 preferred_element_type=jnp.float32,
             )
 
-    def _check_fit(self, prefix, rows):
-        layers, number, _, heads, width = prefix.keys.shape
-        own = self.config.n_layer, self.config.n_head, self.config.head_width
-        if (layers, heads, width) != own:
-            raise InputError(
-                f"the prefix has {layers} layers of {heads} heads of width {width}; "
-                f"the backbone has {own[0]} of {own[1]} of {own[2]}"
-            )
-        if rows % number:
-            raise InputError(
-                f"{number} prefixes cannot be shared by {rows} rows: choose one for "
-                "each row (prefix_ids)"
-            )
-
-    def _positions(self, prefix, rows, length):
+    def _positions(self, prefix, rows, length, after):
         offset = 0 if prefix is None else prefix.position_offset
         limit = self.config.n_positions
         if offset + length > limit:
@@ -364,10 +271,5 @@ class GPT2(nnx.Module):
                 f"backbone has {limit}; shorten the text to {max(limit - offset, 0)} "
                 "tokens"
             )
-        start = jnp.arange(length)[None]
-        if prefix is None:
-            return start
-        offsets = prefix.offsets[:, None]
-        return start + (
-            offsets if len(offsets) == 1 else offsets.repeat(rows // len(offsets), 0)
-        )
+        shift = 0 if prefix is None else prefix.shift(rows, after)
+        return jnp.arange(length)[None] + shift

@@ -5,9 +5,11 @@ from typing import no_type_check
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from prefix_jax.prefix_config import PositionMode
+from prefix_jax.errors import InputError
+from prefix_jax.model.gpt2_config import GPT2Config
+from prefix_jax.prefix_config import Placement, PositionMode
 
 
 # JAX also fills pytrees with things that are not arrays (shapes, None, flags).
@@ -29,13 +31,15 @@ class KV:
     position_mode: PositionMode = dataclasses.field(
         default="shifted", metadata={"static": True}
     )
-    lengths: Int[Array, " N"] | None = None
-    """Real positions of each of the N, at the front; None: all S are real."""
-
-    @property
-    def pair(self) -> tuple[Float[Array, "L N S H K"], Float[Array, "L N S H K"]]:
-        """Keys and values."""
-        return self.keys, self.values
+    lengths: Int[Array, "L N"] | None = None
+    """Real positions of each of the N in each layer, at the front; None: all S are."""
+    placement: Placement = dataclasses.field(
+        default="prefix", metadata={"static": True}
+    )
+    """`infix`: it stands inside the text, and only what comes after it sees it."""
+    own_softmax: bool = dataclasses.field(default=False, metadata={"static": True})
+    """The text attends to it by a softmax of its own, and the result is added: a gated
+    prefix, whose gates are folded into its values (LLaMA-Adapter)."""
 
     @property
     def number(self) -> int:
@@ -54,17 +58,37 @@ class KV:
 
     @property
     def offsets(self) -> Int[Array, "#N"]:
-        """Position index of the first token of text after each of the N."""
+        """How many positions each of the N shifts the text after it by.
+
+        As many as the layer that has the most: tokens have one position for all layers.
+        """
         if self.lengths is None or self.position_mode != "shifted":
             return jnp.full(1, self.position_offset, jnp.int32)
-        return self.lengths
+        return self.lengths.max(0)
 
     @property
-    def mask(self) -> jax.Array | None:
-        """Which positions are real, bool [N 1 S]; None: all."""
+    def mask(self) -> Bool[Array, "L N 1 S"] | None:
+        """Which positions are real; None: all."""
         if self.lengths is None:
             return None
-        return jnp.arange(self.length) < self.lengths[:, None, None]
+        return jnp.arange(self.length) < self.lengths[:, :, None, None]
+
+    def shift(
+        self, rows: int, after: Bool[Array, "rows T"] | None
+    ) -> Int[Array, "#rows #T"]:
+        """How many positions it moves each token of a text in so many rows by.
+
+        Before a prefix there is no text: all of it starts after it. An infix has the
+        source before it, which counts from 0, and moves only what is `after` it (Li &
+        Liang's code continues a cache of source and infix).
+        """
+        offsets = self.offsets[:, None]
+        if len(offsets) > 1:
+            offsets = offsets.repeat(rows // len(offsets), 0)
+        if self.placement == "prefix":
+            return offsets
+        assert after is not None, "check_fit asks for it"
+        return jnp.where(after, offsets, 0)
 
     def select(self, ids: Int[Array, " B"]) -> "KV":
         """The bank's prefixes `ids`, one per row: N = B.
@@ -73,18 +97,17 @@ class KV:
         compiled program there is no other way to refuse it.
         """
 
-        def take(x, axis):
-            known = (ids >= 0) & (ids < x.shape[axis])
+        def take(x):
+            known = (ids >= 0) & (ids < x.shape[1])
             fill = jnp.nan if jnp.issubdtype(x.dtype, jnp.floating) else 0
-            index = jnp.where(known, ids, x.shape[axis])
-            return jnp.take(x, index, axis=axis, mode="fill", fill_value=fill)
+            index = jnp.where(known, ids, x.shape[1])
+            return jnp.take(x, index, axis=1, mode="fill", fill_value=fill)
 
-        lengths = self.lengths
         return dataclasses.replace(
             self,
-            keys=take(self.keys, 1),
-            values=take(self.values, 1),
-            lengths=None if lengths is None else take(lengths, 0),
+            keys=take(self.keys),
+            values=take(self.values),
+            lengths=None if self.lengths is None else take(self.lengths),
         )
 
     def cast(self, dtype: jnp.dtype, rows: int) -> "KV":
@@ -98,25 +121,71 @@ class KV:
         if self.keys.dtype == dtype:
             return self
 
-        def convert(x):
-            if x.shape[1] == 1:
-                x = jnp.broadcast_to(x, (x.shape[0], rows, *x.shape[2:]))
-            return x.astype(dtype)
+        def share(x):
+            if x.shape[1] > 1:
+                return x
+            return jnp.broadcast_to(x, (x.shape[0], rows, *x.shape[2:]))
 
-        lengths = self.lengths
-        if lengths is not None and lengths.shape[0] == 1:
-            lengths = jnp.broadcast_to(lengths, (rows,))
         return dataclasses.replace(
             self,
-            keys=convert(self.keys),
-            values=convert(self.values),
-            lengths=lengths,
+            keys=share(self.keys).astype(dtype),
+            values=share(self.values).astype(dtype),
+            lengths=None if self.lengths is None else share(self.lengths),
         )
 
-    def layers(self, start: int, stop: int) -> "KV":
-        """The keys and values of layers start to stop - 1."""
-        if (start, stop) == (0, self.keys.shape[0]):
-            return self
+    def shorten(self, length: int) -> "KV":
+        """The first `length` positions alone.
+
+        Raises InputError where there are fewer.
+        """
+        if not 1 <= length <= self.length:
+            raise InputError(
+                f"a prefix of {self.length} positions cannot be cut to {length}; "
+                f"expected 1 to {self.length}"
+            )
+        lengths = self.lengths
         return dataclasses.replace(
-            self, keys=self.keys[start:stop], values=self.values[start:stop]
+            self,
+            keys=self.keys[:, :, :length],
+            values=self.values[:, :, :length],
+            lengths=None if lengths is None else jnp.minimum(lengths, length),
         )
+
+    def limit(self, length: Int[Array, ""] | int) -> "KV":
+        """What `shorten` gives, of the same shape: `length` may be traced."""
+        whole = jnp.full(self.keys.shape[:2], self.length, jnp.int32)
+        lengths = whole if self.lengths is None else self.lengths
+        return dataclasses.replace(self, lengths=jnp.minimum(lengths, length))
+
+    def check_fit(
+        self, config: GPT2Config, rows: int, after: Bool[Array, "rows T"] | None
+    ) -> None:
+        """InputError unless a text of so many rows can be read with it.
+
+        `after` marks the tokens after an infix, and is for an infix only.
+        """
+        self.check_shape(config)
+        if rows % self.number:
+            raise InputError(
+                f"{self.number} prefixes cannot be shared by {rows} rows: choose one "
+                "for each row (prefix_ids)"
+            )
+        if self.placement == "infix" and after is None:
+            raise InputError(
+                "an infix stands inside the text; mark with `after` the tokens that "
+                "come after it"
+            )
+        if self.placement == "prefix" and after is not None:
+            raise InputError(
+                "`after` is for an infix; all of the text comes after a prefix"
+            )
+
+    def check_shape(self, config: GPT2Config) -> None:
+        """InputError unless it has the layers and heads of such a backbone."""
+        layers, _, _, heads, width = self.keys.shape
+        own = config.n_layer, config.n_head, config.head_width
+        if (layers, heads, width) != own:
+            raise InputError(
+                f"the prefix has {layers} layers of {heads} heads of width {width}; "
+                f"the backbone has {own[0]} of {own[1]} of {own[2]}"
+            )

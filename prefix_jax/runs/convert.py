@@ -1,4 +1,4 @@
-"""Prefixes from and for other libraries: the command line's `import` and `export`."""
+"""The command line's `import` and `export`, for other libraries, and `shorten`."""
 
 import dataclasses
 from pathlib import Path
@@ -11,16 +11,18 @@ from prefix_jax.model.loading import load_backbone, load_tokenizer
 from prefix_jax.model.tensor_files import read_json
 from prefix_jax.model.weights import fingerprint, save_backbone
 from prefix_jax.runs.prefixes import prefix_folder
-from prefix_jax.storage.artifact import (
-    OWN_CONFIG,
-    PEFT_CONFIG,
-    check_replaceable,
-    save_prefix,
-)
+from prefix_jax.storage.artifact import save_prefix
 from prefix_jax.storage.card import is_hub_name
 from prefix_jax.storage.exporting import BUNDLED, check_exportable, export_prefix
 from prefix_jax.storage.files import replaced
 from prefix_jax.storage.importing import find_prefix
+from prefix_jax.storage.metadata import (
+    OWN_CONFIG,
+    PEFT_CONFIG,
+    Metadata,
+    check_replaceable,
+)
+from prefix_jax.storage.shortening import shorten_prefix
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,15 +89,14 @@ def import_(
     digest = fingerprint(model)
     save_prefix(
         out,
-        found.kv,
+        found.prefix,
         backbone=model,
         recipe={"imported": {"kind": found.kind, "source": source.name}},
         task=task,
         base_model_name=name,
         backbone_fingerprint=digest,
     )
-    numbers = found.kv.keys.size + found.kv.values.size
-    return Imported(found.kind, found.kv.length, numbers, name, digest, out)
+    return Imported(found.kind, found.length, found.numbers, name, digest, out)
 
 
 def export(
@@ -147,6 +148,19 @@ def export(
     export_prefix(folder, out, base_model=name)
     assert metadata.length is not None
     return Exported(metadata.length, out, name, trained_with, with_backbone)
+
+
+def shorten(folder: Path, out: Path, length: int) -> Metadata:
+    """Store the first `length` positions of a prefix, or of a run's best, in `out`.
+
+    Raises InputError as `shorten_prefix`.
+    """
+    folder = prefix_folder(folder)
+    if out.absolute() == folder.absolute():
+        raise InputError(
+            f"{out} is the prefix itself, which would be lost; give another folder"
+        )
+    return shorten_prefix(folder, out, length)
 
 
 def _named_in(source: Path) -> str:

@@ -25,7 +25,7 @@ from prefix_jax.model.kv import KV
 from prefix_jax.model.loading import load_backbone, load_tokenizer
 from prefix_jax.model.weights import fingerprint
 from prefix_jax.runs.prefixes import load_bank, named_folders
-from prefix_jax.storage.artifact import Metadata, read_metadata
+from prefix_jax.storage.metadata import Metadata, read_metadata
 
 
 class Kind(NamedTuple):

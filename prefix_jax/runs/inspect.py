@@ -18,16 +18,13 @@ from prefix_jax.model.kv import KV
 from prefix_jax.model.loading import load_backbone, load_tokenizer
 from prefix_jax.model.weights import fingerprint
 from prefix_jax.runs.prefixes import prefix_folder
-from prefix_jax.storage.artifact import (
+from prefix_jax.storage.artifact import load_prefix, read_stored, stored_kv
+from prefix_jax.storage.metadata import (
     OWN_CONFIG,
-    OWN_TENSORS,
-    PEFT_TENSORS,
     Metadata,
-    load_prefix,
     read_metadata,
     read_shape,
 )
-from prefix_jax.storage.peft_layout import check_tensor, from_tensor, read_tensor
 
 TEXT = "The old town lies on the river, and its market is known for fish and cheese."
 
@@ -36,14 +33,18 @@ TEXT = "The old town lies on the river, and its market is known for fish and che
 class Layer:
     """One layer of a prefix; None where the backbone would be needed."""
 
+    length: int
+    """Positions."""
     key_norm: float
-    """Mean Euclidean length of the prefix's keys, over positions and heads."""
+    """Mean Euclidean length of the prefix's keys, over positions and heads; 0 where
+    there is no position."""
     value_norm: float
     key_ratio: float | None
     """`key_norm` over that of the text's own keys; so the next."""
     value_ratio: float | None
     mass: tuple[float, ...] | None
-    """By head, the share of attention that the text's tokens pay to the prefix."""
+    """By head, the share of attention that the text's tokens pay to the prefix; None
+    for a gated one too, which takes no share from the text."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +63,7 @@ class Inspection:
     """`the same`, or what stands in its way."""
     texts: tuple[str, ...]
     layers: tuple[Layer, ...]
+    """Empty for embeddings without their backbone."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
@@ -80,27 +82,30 @@ def inspect_prefix(
     """
     folder = prefix_folder(folder)
     metadata = read_metadata(folder)
-    shifted = metadata.position_mode == "shifted"
-    path = folder / (PEFT_TENSORS if shifted else OWN_TENSORS)
-    tensor = read_tensor(path)
     shape = read_shape(folder, metadata)
-    check_tensor(tensor, str(path), shape)
-    kv = from_tensor(tensor, shape, metadata.position_mode)
+    tensor = read_stored(folder, metadata, shape)
     texts = tuple(texts) or (TEXT,)
 
     model, problem = _find_backbone(folder, metadata, backbone)
-    own = None if model is None else _read(model, kv, texts, _name(metadata, backbone))
+    kv = own = None
+    if model is not None or metadata.kind == "prefix":
+        kv = stored_kv(tensor, metadata, shape, model)
+    if model is not None and kv is not None:
+        own = _read(model, kv, texts, _name(metadata, backbone))
+    numbers = tensor.size
+    if metadata.layer_lengths is not None:  # the rest are zeros that nothing sees
+        numbers = 2 * shape.n_embd * sum(metadata.layer_lengths)
     return Inspection(
         folder=folder,
         metadata=metadata,
         written_by="prefix_jax" if (folder / OWN_CONFIG).is_file() else "PEFT",
-        length=kv.length,
-        numbers=tensor.size,
-        stored_bytes=path.stat().st_size,
-        share=None if model is None else tensor.size / count(model),
+        length=len(tensor),
+        numbers=numbers,
+        stored_bytes=(folder / metadata.tensors).stat().st_size,
+        share=None if model is None else numbers / count(model),
         backbone_found=problem,
         texts=texts if own is not None else (),
-        layers=tuple(_layers(kv, own)),
+        layers=() if kv is None else tuple(_layers(kv, own)),
     )
 
 
@@ -110,7 +115,7 @@ class _Read:
 
     key_norm: Float[np.ndarray, "L"]
     value_norm: Float[np.ndarray, "L"]
-    mass: Float[np.ndarray, "L H"]
+    mass: Float[np.ndarray, "L H"] | None
 
 
 def _name(metadata: Metadata, backbone: str | None) -> str:
@@ -156,37 +161,47 @@ def _read(model: GPT2, kv: KV, texts: Sequence[str], name: str) -> _Read:
     for row, ids in enumerate(encoded):
         tokens[row, : len(ids)], mask[row, : len(ids)] = ids, True
     read = jax.device_get(_observe(model, kv, jnp.asarray(tokens), jnp.asarray(mask)))
-    return _Read(*(np.asarray(x) for x in read))
+    return _Read(*read)
 
 
 @jax.jit
 def _observe(model, kv, tokens, mask):
     """Means over the real tokens of all texts: norms [L], attention mass [L H]."""
     plain = model.forward(tokens, mask=mask, collect=True).kv
-    seen = model.forward(tokens, prefix=kv, mask=mask, observe=True).prefix_mass
+    # To an infix the text is a target: what is read with it comes after it.
+    after = mask if kv.placement == "infix" else None
+    read = model.forward(tokens, prefix=kv, mask=mask, observe=True, after=after)
     number = mask.sum()
 
     def norm(x):
         lengths = jnp.linalg.norm(x.astype(jnp.float32), axis=-1)  # L B T H
         return (lengths.mean(-1) * mask).sum((1, 2)) / number
 
-    mass = (seen * mask[:, None]).sum((1, 3)) / number
+    mass = read.prefix_mass
+    if mass is not None:
+        mass = (mass * mask[:, None]).sum((1, 3)) / number
     return norm(plain.keys), norm(plain.values), mass
 
 
 def _layers(kv: KV, own: _Read | None):
-    norms = [
-        np.linalg.norm(x[:, 0], axis=-1).mean((1, 2)) for x in (kv.keys, kv.values)
-    ]
-    for layer, (key, value) in enumerate(zip(*norms, strict=True)):
-        key, value = float(key), float(value)
+    real = kv.limit(kv.length)
+    assert real.lengths is not None and real.mask is not None
+    lengths = np.asarray(real.lengths[:, 0])
+    mask = np.asarray(real.mask[:, 0, 0])
+    norms = []
+    for x in (kv.keys, kv.values):
+        by_position = np.linalg.norm(x[:, 0], axis=-1).mean(-1)  # L P
+        norms.append((by_position * mask).sum(-1) / np.maximum(lengths, 1))
+    for layer, (length, key, value) in enumerate(zip(lengths, *norms, strict=True)):
+        length, key, value = int(length), float(key), float(value)
         if own is None:
-            yield Layer(key, value, None, None, None)
+            yield Layer(length, key, value, None, None, None)
             continue
         yield Layer(
+            length,
             key,
             value,
             key / float(own.key_norm[layer]),
             value / float(own.value_norm[layer]),
-            tuple(own.mass[layer].tolist()),
+            None if own.mass is None else tuple(own.mass[layer].tolist()),
         )

@@ -56,10 +56,16 @@ def load_bank(
         name: load_prefix(folder, backbone, backbone_fingerprint=backbone_fingerprint)
         for name, folder in folders.items()
     }
-    modes = {kv.position_mode: name for name, kv in loaded.items()}
-    if len(modes) > 1:
-        said = " and ".join(f'"{name}" has {mode}' for mode, name in modes.items())
-        raise InputError(
-            f"{said} positions; one batch cannot hold both, so use them apart"
-        )
+    ways = {_way(kv): name for name, kv in loaded.items()}
+    if len(ways) > 1:
+        said = " and ".join(f'"{name}" has {way}' for way, name in ways.items())
+        raise InputError(f"{said}; one batch cannot hold both, so use them apart")
     return bank(list(loaded.values()))
+
+
+def _way(kv: KV) -> str:
+    """How text sees it, in words."""
+    words = [f"{kv.position_mode} positions"]
+    words += ["its place after the source"] * (kv.placement == "infix")
+    words += ["gates"] * kv.own_softmax
+    return ", ".join(words)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Float
 from transformers import PreTrainedTokenizerFast
 
 from prefix_jax.config import Config
@@ -21,12 +22,16 @@ from prefix_jax.data.tasks import (
 )
 from prefix_jax.data.tokens import Row, encode_examples, separators, text_room
 from prefix_jax.data_config import Split
-from prefix_jax.learning.split import Params
+from prefix_jax.errors import InputError
+from prefix_jax.learning.split import Params, folded
 from prefix_jax.mesh import make_mesh, replicated
 from prefix_jax.model.gpt2 import GPT2
+from prefix_jax.model.kv import KV
 from prefix_jax.model.loading import load_backbone, load_config, load_tokenizer
 from prefix_jax.model.prefix import init_prefix
 from prefix_jax.model.weights import fingerprint
+from prefix_jax.runs.prefixes import prefix_folder
+from prefix_jax.storage.artifact import load_embeddings, load_prefix
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +114,7 @@ class Setup:
         Raises InputError where prefix and rows do not fit the backbone's positions.
         """
         config = self.config
-        length = 0
+        self._check_task()
         params: Params = {"backbone": self.backbone}
         if config.train.method == "prefix":
             prefix = init_prefix(
@@ -118,16 +123,39 @@ class Setup:
                 key=jax.random.key(config.train.seed),
                 tokenizer=self.tokenizer,
                 examples=self._start_examples(train),
+                start=self._start_prefix(),
             )
             params["prefix"] = prefix
-            length = prefix().position_offset
+        kv = folded(params)
         text_room(
             config.data.max_length,
             positions=self.backbone.config.n_positions,
-            prefix_length=length,
+            prefix_length=0 if kv is None else kv.position_offset,
             backbone=config.backbone.name,
         )
         return params
+
+    def _check_task(self) -> None:
+        """InputError for an infix where nothing comes before it."""
+        config = self.config
+        if (
+            config.train.method == "prefix"
+            and config.prefix.placement == "infix"
+            and config.data.task == "language_modelling"
+        ):
+            raise InputError(
+                'prefix.placement is "infix" but data.task is "language_modelling", '
+                "which has no source that an infix could come after; use placement "
+                '"prefix"'
+            )
+
+    def _start_prefix(self) -> KV | Float[jax.Array, "P D"] | None:
+        config = self.config.prefix
+        if config.init != "prefix":
+            return None
+        folder = prefix_folder(config.start)
+        read = load_embeddings if config.kind == "embedding" else load_prefix
+        return read(folder, self.backbone, backbone_fingerprint=self.fingerprint)
 
     def _start_examples(self, train: Rows) -> list[np.ndarray]:
         if self.config.prefix.init != "examples":

@@ -28,7 +28,8 @@ def print_inspection(found: Inspection, console: Console | None = None) -> None:
             f"{name:<11}{value}", highlight=False, markup=False, soft_wrap=True
         )
     console.print()
-    console.print(_table(found))
+    if found.layers:
+        console.print(_table(found))
     for text in found.texts:
         console.print(f'text: "{text}"', highlight=False, markup=False, soft_wrap=True)
 
@@ -42,7 +43,12 @@ def plot_mass(found: Inspection, path: Path) -> None:
     rows = [layer.mass for layer in found.layers if layer.mass is not None]
     if not rows:
         raise InputError(
-            f"there is no attention to draw (backbone: {found.backbone_found})"
+            "there is no attention to draw"
+            + (
+                ": a gated prefix takes no share of the text's"
+                if found.metadata.own_softmax
+                else f" (backbone: {found.backbone_found})"
+            )
         )
     # Imported here: it takes a while, and most commands draw nothing.
     import matplotlib.style
@@ -77,7 +83,17 @@ def _facts(found: Inspection):
     yield "prefix", f"{found.folder}, written by {found.written_by}"
     if kind:
         yield "trained as", {"mlp": "mlp, stored folded"}.get(kind, kind)
+    elif about.kind == "embedding":
+        yield "trained as", about.kind
     yield "length", f"{found.length} positions, text {about.position_mode}"
+    if about.layer_lengths is not None:
+        yield "by layer", " ".join(map(str, about.layer_lengths))
+    if about.placement != "prefix":
+        yield "place", f"{about.placement}, between source and target"
+    if about.own_softmax:
+        yield "gates", "folded into the values; the prefix has a softmax of its own"
+    if about.obstacle is not None:
+        yield "PEFT", f"cannot represent it: {about.obstacle}"
     share = "" if found.share is None else f", {found.share:.2%} of the backbone's"
     yield "size", f"{found.stored_bytes:,} bytes, {found.numbers:,} numbers{share}"
     name, dtype = about.backbone_name or "(not named)", about.backbone_dtype or "type ?"

@@ -27,7 +27,7 @@ from prefix_jax.config import Config
 from prefix_jax.data.batches import train_batches
 from prefix_jax.errors import InputError
 from prefix_jax.learning.optim import make_optimizer, make_schedule
-from prefix_jax.learning.split import Params, count, finite, merge, split
+from prefix_jax.learning.split import Params, count, finite, folded, merge, split
 from prefix_jax.learning.step import TrainState, init_train_state, make_train_step
 from prefix_jax.mesh import put_batch, replicated
 from prefix_jax.runs.interrupt import Interrupt
@@ -231,7 +231,7 @@ class _Run:
     def _validate(self, step, log, progress) -> None:
         started = time.monotonic()
         params = merge(self.state.trainable, self.frozen)
-        prefix = params["prefix"]() if "prefix" in params else None
+        prefix = folded(params)
         result = self.validate(params["backbone"], prefix, step)
         log.write(
             step, "validation", {"loss": result.loss, "perplexity": result.perplexity}
@@ -255,8 +255,7 @@ class _Run:
     def _save(self, step, checkpoints, log, progress) -> None:
         started = time.monotonic()
         # A checkpoint that is not finite would end every later call as well.
-        params = merge(self.state.trainable, self.frozen)
-        kept = params["prefix"]() if "prefix" in params else None
+        kept = folded(merge(self.state.trainable, self.frozen))
         if not finite((self.state.trainable, kept)):
             raise InputError(
                 f"at step {step} what is trained is NaN or infinite: it diverged; "

@@ -1,32 +1,33 @@
-"""A trained prefix on disk: PEFT's adapter layout, and what PEFT has no field for.
+"""A trained prefix on disk, in PEFT's adapter layout where PEFT can represent it.
 
-    folder/
-      adapter_config.json          PEFT's description
-      adapter_model.safetensors    PEFT's tensor (see peft_layout)
-      prefix_jax.json              position mode, backbone, what its prompts are;
-                                   scores and recipe as a record that nothing reads
-      README.md                    its card, if it was exported (see exporting)
-
-PEFT shifts the positions of the text by P, always. A prefix of unshifted positions
-would load there and write nonsense, so its tensor is in `prefix_jax.safetensors`, there
-is no adapter_config.json, and `prefix_jax.json` says why.
+What the files are is described in `metadata`.
 """
 
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
 
 from prefix_jax.data_config import Task
 from prefix_jax.errors import InputError
 from prefix_jax.model.gpt2 import GPT2
 from prefix_jax.model.gpt2_config import GPT2Config
 from prefix_jax.model.kv import KV
-from prefix_jax.model.prefix import Prefix
-from prefix_jax.model.tensor_files import read_json
+from prefix_jax.model.prefix_kinds import EmbeddingPrefix, Prefix
+from prefix_jax.model.prefix_start import activations
 from prefix_jax.model.weights import fingerprint
-from prefix_jax.prefix_config import PositionMode
 from prefix_jax.storage.files import replaced, write_json
+from prefix_jax.storage.metadata import (
+    OWN_CONFIG,
+    PEFT_CONFIG,
+    Metadata,
+    check_replaceable,
+    read_metadata,
+    read_object,
+)
 from prefix_jax.storage.peft_layout import (
     adapter_config,
     check_tensor,
@@ -36,32 +37,6 @@ from prefix_jax.storage.peft_layout import (
     to_tensor,
     write_tensor,
 )
-
-T = TypeVar("T")
-
-FORMAT = 1
-PEFT_CONFIG, PEFT_TENSORS = "adapter_config.json", "adapter_model.safetensors"
-OWN_CONFIG, OWN_TENSORS = "prefix_jax.json", "prefix_jax.safetensors"
-CARD = "README.md"
-_FILES = {PEFT_CONFIG, PEFT_TENSORS, OWN_CONFIG, OWN_TENSORS, CARD}
-
-
-@dataclasses.dataclass(frozen=True)
-class Metadata:
-    """What a stored prefix says of itself; None where its files do not say."""
-
-    length: int | None
-    position_mode: PositionMode
-    backbone_name: str | None
-    backbone_fingerprint: str | None
-    backbone_config: dict[str, Any] | None
-    backbone_dtype: str | None
-    task: str | None
-    """`data.task` of its training."""
-    e2e: bool | None
-    """Whether its sources were E2E meaning representations, linearised."""
-    recipe: dict[str, Any] | None
-    scores: dict[str, Any] | None
 
 
 def save_prefix(
@@ -78,6 +53,8 @@ def save_prefix(
 ) -> None:
     """Store a prefix, folded, in place of what `folder` held of another prefix.
 
+    Of an embedding prefix the embeddings are stored, as PEFT stores prompt tuning.
+
     `scores` and `recipe` are kept with it as JSON. `task` and `e2e` (whether sources
     are E2E's meaning representations) say what a prompt for it is; None: text to
     continue. `backbone_fingerprint` saves computing it anew. The files change all at
@@ -86,37 +63,53 @@ def save_prefix(
     folder that holds other things.
     """
     folder = Path(folder).absolute()
-    kv = prefix if isinstance(prefix, KV) else prefix()
-    tensor = to_tensor(kv, backbone.config)
-    check_tensor(tensor, "the prefix", backbone.config)
-    shifted = kv.position_mode == "shifted"
-    record = {
-        "format": FORMAT,
-        "kind": "prefix",
-        "length": kv.length,
-        "position_mode": kv.position_mode,
-        "peft": "readable"
-        if shifted
-        else "not readable: PEFT always shifts the positions of the text",
-        "backbone": {
-            "name": base_model_name,
-            "dtype": str(backbone.dtype),
-            "fingerprint": backbone_fingerprint or fingerprint(backbone),
-            "config": dataclasses.asdict(backbone.config),
-        },
-        "task": task,
-        "e2e": e2e,
-        "scores": scores,
-        "recipe": recipe,
-    }
-    files = {OWN_CONFIG: record}
-    if shifted:
-        files[PEFT_CONFIG] = adapter_config(backbone.config, kv.length, base_model_name)
+    kv = prefix if isinstance(prefix, KV) else prefix.fold(backbone)
+    if isinstance(prefix, EmbeddingPrefix):
+        tensor, kind = np.asarray(prefix.embeddings(), np.float32), "embedding"
+    else:
+        tensor, kind = to_tensor(kv, backbone.config), "prefix"
+    check_tensor(tensor, "the prefix", backbone.config, kind)
+    layer_lengths = None
+    if kv.lengths is not None:
+        lengths = np.asarray(kv.lengths[:, 0]).tolist()
+        # Of a bank's row the rest is padding, which is not stored.
+        tensor = tensor[: max(lengths)]
+        layer_lengths = None if min(lengths) == max(lengths) else tuple(lengths)
+    metadata = Metadata(
+        length=len(tensor),
+        kind=kind,
+        position_mode=kv.position_mode,
+        placement=kv.placement,
+        own_softmax=kv.own_softmax,
+        layer_lengths=layer_lengths,
+        backbone_name=base_model_name,
+        backbone_dtype=str(backbone.dtype),
+        backbone_fingerprint=backbone_fingerprint or fingerprint(backbone),
+        backbone_config=dataclasses.asdict(backbone.config),
+        task=task,
+        e2e=e2e,
+        scores=None if scores is None else dict(scores),
+        recipe=None if recipe is None else dict(recipe),
+    )
+    write_prefix(folder, tensor, metadata, backbone.config)
+
+
+def write_prefix(
+    folder: Path,
+    tensor: Float[np.ndarray, "P C"],
+    metadata: Metadata,
+    config: GPT2Config,
+) -> None:
+    """Write the files of a prefix, in place of what `folder` held of another one."""
     check_replaceable(folder)
     with replaced(folder) as fresh:
-        write_tensor(fresh / (PEFT_TENSORS if shifted else OWN_TENSORS), tensor)
-        for name, content in files.items():
-            write_json(fresh / name, content)
+        write_tensor(fresh / metadata.tensors, tensor)
+        write_json(fresh / OWN_CONFIG, metadata.record())
+        if metadata.obstacle is None:
+            described = adapter_config(
+                config, len(tensor), metadata.backbone_name, metadata.kind
+            )
+            write_json(fresh / PEFT_CONFIG, described)
 
 
 def load_prefix(
@@ -128,127 +121,89 @@ def load_prefix(
     infinity, or it was trained for another backbone (shape, configuration or weights;
     what PEFT wrote can be checked for its shape only).
     """
-    folder = Path(folder)
-    metadata = read_metadata(folder)
-    path = folder / PEFT_TENSORS
-    if metadata.position_mode == "unshifted":
-        path = folder / OWN_TENSORS
+    metadata, tensor = _load(Path(folder), backbone, backbone_fingerprint)
+    return stored_kv(tensor, metadata, backbone.config, backbone)
+
+
+def load_embeddings(
+    folder: Path | str, backbone: GPT2, *, backbone_fingerprint: str | None = None
+) -> Float[Array, "P D"]:
+    """The vectors, f32, of the embedding prefix (prompt tuning) in `folder`.
+
+    Raises InputError as `load_prefix`, and for keys and values.
+    """
+    metadata, tensor = _load(Path(folder), backbone, backbone_fingerprint)
+    if metadata.kind != "embedding":
+        raise InputError(
+            f"{folder} holds keys and values, which cannot be turned back into "
+            'embeddings; give a stored prefix of kind "embedding" (prompt tuning)'
+        )
+    return jnp.asarray(tensor)
+
+
+def stored_kv(
+    tensor: Float[np.ndarray, "P C"],
+    metadata: Metadata,
+    config: GPT2Config,
+    backbone: GPT2 | None,
+) -> KV:
+    """What a stored tensor means; only of embeddings the backbone is needed."""
+    if metadata.kind == "embedding":
+        assert backbone is not None
+        kv = activations(backbone, jnp.asarray(tensor))
+    else:
+        kv = from_tensor(tensor, config)
+    lengths = None
+    if metadata.layer_lengths is not None:
+        lengths = jnp.asarray(metadata.layer_lengths, jnp.int32)[:, None]
+    return dataclasses.replace(
+        kv,
+        position_mode=metadata.position_mode,
+        lengths=lengths,
+        placement=metadata.placement,
+        own_softmax=metadata.own_softmax,
+    )
+
+
+def read_stored(
+    folder: Path, metadata: Metadata, config: GPT2Config
+) -> Float[np.ndarray, "P C"]:
+    """The tensor in `folder`, f32, once it is known to be what its description says.
+
+    Raises InputError for damage, and where they do not belong together.
+    """
+    path = folder / metadata.tensors
     tensor = read_tensor(path)
-    config = backbone.config
-    _check_backbone(folder, metadata, backbone, backbone_fingerprint)
-    check_tensor(tensor, str(path), config)
+    check_tensor(tensor, str(path), config, metadata.kind)
     if metadata.length is not None and metadata.length != len(tensor):
         raise InputError(
             f"{path} holds {len(tensor)} positions, but the description beside it says "
             f"{metadata.length}; the files do not belong together"
         )
+    lengths = metadata.layer_lengths
+    if lengths is not None and len(lengths) != config.n_layer:
+        raise InputError(
+            f"{folder / OWN_CONFIG}: layer_lengths has {len(lengths)} numbers; the "
+            f"backbone has {config.n_layer} layers"
+        )
+    return tensor
+
+
+def _load(folder: Path, backbone: GPT2, given: str | None):
+    metadata = read_metadata(folder)
+    _check_backbone(folder, metadata, backbone, given)
+    tensor = read_stored(folder, metadata, backbone.config)
     if metadata.position_mode == "shifted":
-        config.check_room(len(tensor), f"the prefix in {path}")
-    return from_tensor(tensor, config, metadata.position_mode)
-
-
-def read_metadata(folder: Path | str) -> Metadata:
-    """What the prefix in `folder` says of itself; little, if PEFT wrote it.
-
-    Raises InputError where `folder` holds no prefix, or not one that can be read.
-    """
-    folder = Path(folder)
-    own = _read_json(folder / OWN_CONFIG)
-    peft = _read_json(folder / PEFT_CONFIG)
-    if own is None and peft is None:
-        there = (
-            sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-        )
-        raise InputError(
-            f"{folder} holds no prefix (no {OWN_CONFIG} or {PEFT_CONFIG}); "
-            + (
-                f"there is {', '.join(there[:8])}"
-                if there
-                else "it is not there, or empty"
-            )
-        )
-    if peft is not None and peft.get("peft_type") != "PREFIX_TUNING":
-        raise InputError(
-            f"{folder / PEFT_CONFIG}: peft_type is {peft.get('peft_type')!r}; only "
-            "'PREFIX_TUNING' can be read (`prefix-jax import` makes one of "
-            "'PROMPT_TUNING')"
-        )
-    if own is None:
-        assert peft is not None
-        own = {
-            "format": FORMAT,
-            "kind": "prefix",
-            "length": peft.get("num_virtual_tokens"),
-            "position_mode": "shifted",
-            "backbone": {"name": peft.get("base_model_name_or_path")},
-        }
-    if own.get("format") != FORMAT or own.get("kind") != "prefix":
-        raise InputError(
-            f"{folder / OWN_CONFIG}: format {own.get('format')!r}, kind "
-            f"{own.get('kind')!r}; this version of prefix_jax reads format {FORMAT}, "
-            "kind 'prefix'"
-        )
-    mode: Any = own.get("position_mode")
-    if mode not in get_args(PositionMode):
-        raise InputError(
-            f"{folder / OWN_CONFIG}: position_mode is {mode!r}; expected one of "
-            f"{', '.join(get_args(PositionMode))}"
-        )
-    base = _get(own, "backbone", dict, folder) or {}
-    return Metadata(
-        length=_get(own, "length", int, folder),
-        position_mode=mode,
-        backbone_name=_get(base, "name", str, folder),
-        backbone_fingerprint=_get(base, "fingerprint", str, folder),
-        backbone_config=_get(base, "config", dict, folder),
-        backbone_dtype=_get(base, "dtype", str, folder),
-        task=_get(own, "task", str, folder),
-        e2e=_get(own, "e2e", bool, folder),
-        recipe=_get(own, "recipe", dict, folder),
-        scores=_get(own, "scores", dict, folder),
-    )
-
-
-def read_shape(folder: Path | str, metadata: Metadata) -> GPT2Config:
-    """The shape of the backbone that the prefix in `folder` is for.
-
-    PEFT writes layers, heads and width only; the rest is GPT-2's default then. Raises
-    InputError where the files do not say.
-    """
-    if metadata.backbone_config is not None:
-        place, fields = Path(folder) / OWN_CONFIG, metadata.backbone_config
-    else:
-        place = Path(folder) / PEFT_CONFIG
-        peft = _read_json(place) or {}
-        names = {
-            "n_layer": "num_layers",
-            "n_head": "num_attention_heads",
-            "n_embd": "token_dim",
-        }
-        fields: dict[str, Any] = {
-            ours: peft.get(theirs) for ours, theirs in names.items()
-        }
-    try:
-        return GPT2Config(**fields)
-    except (TypeError, InputError) as error:
-        raise InputError(f"{place} does not describe a GPT-2: {error}") from None
-
-
-def _get(record: dict[str, Any], name: str, kind: type[T], folder: Path) -> T | None:
-    value = record.get(name)
-    if value is None or isinstance(value, kind):
-        return value
-    raise InputError(
-        f"{folder}: {name} in the description of the prefix is {value!r}; expected "
-        f"{kind.__name__} or null"
-    )
+        place = f"the prefix in {folder / metadata.tensors}"
+        backbone.config.check_room(len(tensor), place)
+    return metadata, tensor
 
 
 def _check_backbone(
     folder: Path, metadata: Metadata, backbone: GPT2, given: str | None
 ) -> None:
     """InputError if the prefix is another backbone's, by configuration or weights."""
-    peft = _read_json(folder / PEFT_CONFIG) or {}
+    peft = read_object(folder / PEFT_CONFIG) or {}
     differences = differing(peft, backbone.config)
     expected = metadata.backbone_fingerprint
     mine = (given or fingerprint(backbone)) if expected is not None else None
@@ -270,20 +225,3 @@ def _check_backbone(
         + (f", {metadata.backbone_name!r}" if metadata.backbone_name else "")
         + f": {what}; load the backbone that it was trained with"
     )
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    """The object in a file, None if there is no such file."""
-    return read_json(path) if path.is_file() else None
-
-
-def check_replaceable(folder: Path) -> None:
-    """Saving replaces the whole folder, so it must hold nothing else."""
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file; give a folder for the prefix")
-    others = {path.name for path in folder.glob("*")} - _FILES
-    if others:
-        raise InputError(
-            f"{folder} holds other things ({', '.join(sorted(others)[:5])}); "
-            "give a folder of its own for the prefix"
-        )

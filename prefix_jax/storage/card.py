@@ -3,12 +3,24 @@
 import json
 import re
 
-from prefix_jax.storage.artifact import Metadata
+from prefix_jax.storage.metadata import Metadata
+from prefix_jax.storage.peft_layout import Kind
 
 WARNING = """\
 > **With transformers 5.24 or later, `generate` of PEFT 0.21.2 silently ignores any
 > prefix:** PEFT hands it over as `past_key_values`, where transformers now reads
 > `cache`. With transformers 5.23 it works."""
+
+WHAT: dict[Kind, str] = {
+    "prefix": "Prefix-tuning ([Li & Liang 2021](https://arxiv.org/abs/2101.00190)): "
+    "learned keys and values that every attention layer of a frozen language model "
+    "sees to the left of the text.",
+    "embedding": "Prompt tuning "
+    "([Lester et al. 2021](https://arxiv.org/abs/2104.08691)): learned vectors that a "
+    "frozen language model reads to the left of the text as if they were words.",
+}
+
+PEFT_TAGS: dict[Kind, str] = {"prefix": "prefix-tuning", "embedding": "prompt-tuning"}
 
 WITHOUT_MODEL = """\
 The adapter names no base model, because the backbone is on no hub: `prefix-jax export`
@@ -22,11 +34,9 @@ def card(metadata: Metadata, base_model: str | None, stored_bytes: int) -> str:
     """
     name = metadata.backbone_name or "(not recorded)"
     parts = [
-        _front_matter(base_model),
+        _front_matter(base_model, PEFT_TAGS[metadata.kind]),
         f"# A prefix of {metadata.length} positions for {name}",
-        "Prefix-tuning ([Li & Liang 2021](https://arxiv.org/abs/2101.00190)): learned "
-        "keys and values that every attention layer of a frozen language model sees to "
-        "the left of the text.",
+        WHAT[metadata.kind],
         _table(
             {
                 "backbone": f"{name}, {metadata.backbone_dtype or 'type not recorded'}",
@@ -40,7 +50,7 @@ def card(metadata: Metadata, base_model: str | None, stored_bytes: int) -> str:
         ),
         "## In PEFT",
         _code("python", _in_peft(base_model)),
-        WARNING,
+        WARNING if metadata.kind == "prefix" else "",
         "" if base_model else WITHOUT_MODEL,
         _prompts(metadata),
         "## In prefix_jax",
@@ -65,7 +75,7 @@ def is_hub_name(name: str) -> bool:
     return bool(re.fullmatch(rf"({part}/)?{part}", name)) and ".." not in name
 
 
-def _front_matter(base_model: str | None) -> str:
+def _front_matter(base_model: str | None, tag: str) -> str:
     # The hub refuses a card whose base_model is not one of its names.
     named = base_model is not None and is_hub_name(base_model)
     lines = [
@@ -73,7 +83,7 @@ def _front_matter(base_model: str | None) -> str:
         "library_name: peft",
         "pipeline_tag: text-generation",
         "tags:",
-        "- prefix-tuning",
+        f"- {tag}",
         "- peft",
         "- prefix_jax",
     ]

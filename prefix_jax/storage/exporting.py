@@ -5,7 +5,10 @@ from pathlib import Path
 
 from prefix_jax.errors import InputError
 from prefix_jax.model.tensor_files import read_json
-from prefix_jax.storage.artifact import (
+from prefix_jax.storage.artifact import read_stored
+from prefix_jax.storage.card import card
+from prefix_jax.storage.files import replaced, write_json, write_text
+from prefix_jax.storage.metadata import (
     CARD,
     OWN_CONFIG,
     PEFT_CONFIG,
@@ -15,9 +18,7 @@ from prefix_jax.storage.artifact import (
     read_metadata,
     read_shape,
 )
-from prefix_jax.storage.card import card
-from prefix_jax.storage.files import replaced, write_json, write_text
-from prefix_jax.storage.peft_layout import adapter_config, check_tensor, read_tensor
+from prefix_jax.storage.peft_layout import adapter_config
 
 BUNDLED = "tiny"
 """The backbone that is part of this package: only here can it be found by name."""
@@ -30,12 +31,10 @@ def check_exportable(folder: Path) -> Metadata:
     PEFT's own, and damaged files.
     """
     metadata = read_metadata(folder)
-    if metadata.position_mode != "shifted":
+    if metadata.obstacle is not None:
         raise InputError(
-            f"the prefix in {folder} has {metadata.position_mode} positions: the text "
-            "starts to count at 0. PEFT always starts it after the prefix, so there "
-            "the prefix would write something else; train it with "
-            '--prefix.position-mode "shifted" to use it in PEFT'
+            f"PEFT cannot represent the prefix in {folder}: {metadata.obstacle}. There "
+            "it would write something else, so there is no export"
         )
     if not (folder / OWN_CONFIG).is_file():
         raise InputError(
@@ -46,14 +45,7 @@ def check_exportable(folder: Path) -> Metadata:
             f"{folder / OWN_CONFIG} does not say how many positions the prefix has; "
             "export the folder that the training run wrote"
         )
-    shape = read_shape(folder, metadata)
-    tensor = read_tensor(folder / PEFT_TENSORS)
-    check_tensor(tensor, str(folder / PEFT_TENSORS), shape)
-    if len(tensor) != metadata.length:
-        raise InputError(
-            f"{folder / PEFT_TENSORS} holds {len(tensor)} positions, but {OWN_CONFIG} "
-            f"says {metadata.length}; the files do not belong together"
-        )
+    read_stored(folder, metadata, read_shape(folder, metadata))
     return metadata
 
 
@@ -80,7 +72,7 @@ def export_prefix(
     size = (folder / PEFT_TENSORS).stat().st_size
     with replaced(out) as fresh:
         shutil.copyfile(folder / PEFT_TENSORS, fresh / PEFT_TENSORS)
-        described = adapter_config(shape, metadata.length, base_model)
+        described = adapter_config(shape, metadata.length, base_model, metadata.kind)
         write_json(fresh / PEFT_CONFIG, described)
         write_json(fresh / OWN_CONFIG, own)
         write_text(fresh / CARD, card(metadata, base_model, size))

@@ -8,9 +8,7 @@ Read are, from a folder or a file (safetensors, or `.bin` through torch's weight
     AdapterHub, with MLP    control_trans.2.{weight,bias} [L*2*D, M], under any prefix
     AdapterHub, flat        control_trans [P*L*2*D], under any prefix
 
-Their columns are ordered alike (see `peft_layout`). An embedding-only prefix is read by
-the frozen model once: attention is causal, so its keys and values in every layer do not
-depend on the text, and the KV made of them is the same prefix.
+Their columns are ordered alike (see `peft_layout`).
 """
 
 from collections.abc import Mapping
@@ -25,9 +23,11 @@ from prefix_jax.errors import InputError
 from prefix_jax.model.gpt2 import GPT2
 from prefix_jax.model.gpt2_config import GPT2Config
 from prefix_jax.model.kv import KV
-from prefix_jax.model.prefix import activations
+from prefix_jax.model.prefix_kinds import EmbeddingPrefix
+from prefix_jax.model.prefix_start import embedding_scale
 from prefix_jax.model.tensor_files import FLOATS, Stored, open_tensors, read_json
 from prefix_jax.storage.peft_layout import (
+    PEFT_TYPES,
     TENSOR,
     check_tensor,
     differing,
@@ -44,9 +44,23 @@ _INNER, _OUTER = "control_trans.0", "control_trans.2"
 class Found(NamedTuple):
     """A prefix of others, and what it was."""
 
-    kv: KV
+    prefix: KV | EmbeddingPrefix
     kind: str
     """In words, such as `PEFT PREFIX_TUNING`."""
+
+    @property
+    def length(self) -> int:
+        """Positions."""
+        prefix = self.prefix
+        return prefix.length if isinstance(prefix, KV) else prefix.vectors.shape[0]
+
+    @property
+    def numbers(self) -> int:
+        """Numbers that it consists of."""
+        prefix = self.prefix
+        if isinstance(prefix, KV):
+            return prefix.keys.size + prefix.values.size
+        return prefix.vectors.size
 
 
 def import_prefix(source: Path | str, backbone: GPT2) -> KV:
@@ -55,7 +69,8 @@ def import_prefix(source: Path | str, backbone: GPT2) -> KV:
     Raises InputError, with the reason, for what is not a prefix of this backbone or
     cannot be one here: gates, cross-attention, a network that is not the paper's.
     """
-    return find_prefix(source, backbone).kv
+    prefix = find_prefix(source, backbone).prefix
+    return prefix if isinstance(prefix, KV) else prefix.fold(backbone)
 
 
 def find_prefix(source: Path | str, backbone: GPT2) -> Found:
@@ -66,7 +81,7 @@ def find_prefix(source: Path | str, backbone: GPT2) -> Found:
     place = (source if source.is_dir() else source.parent) / CONFIG
     config = read_json(place) if place.is_file() else {}
     kind = config.get("peft_type")
-    if kind not in (None, "PREFIX_TUNING", "PROMPT_TUNING"):
+    if kind is not None and kind not in PEFT_TYPES.values():
         raise InputError(
             f"{place}: peft_type is {kind!r}; only PREFIX_TUNING and PROMPT_TUNING "
             "hold a prefix"
@@ -91,19 +106,10 @@ def _from_peft(tensor, kind, source, backbone) -> Found:
     width = tensor.shape[-1] if tensor.ndim == 2 else 0
     # Without a description the width tells: one vector a position, or all layers'.
     if kind == "PROMPT_TUNING" or (kind is None and width == config.n_embd):
-        if tensor.ndim != 2 or width != config.n_embd or not len(tensor):
-            raise InputError(
-                f"{source}: the embeddings have shape {list(tensor.shape)}; this "
-                f"backbone needs [positions, {config.n_embd}]"
-            )
+        check_tensor(tensor, str(source), config, "embedding")
         config.check_room(len(tensor), f"the prompt in {source}")
-        if bad := tensor.size - int(np.isfinite(tensor).sum()):
-            raise InputError(
-                f"{source}: {bad} of {tensor.size} numbers are NaN or infinite; "
-                "training diverged or the file is damaged"
-            )
-        kv = activations(backbone, jnp.asarray(tensor))
-        return Found(kv, "PEFT PROMPT_TUNING (embeddings, read once)")
+        prefix = EmbeddingPrefix(jnp.asarray(tensor), embedding_scale(backbone))
+        return Found(prefix, "PEFT PROMPT_TUNING (embeddings)")
     return Found(_shifted(tensor, source, config), "PEFT PREFIX_TUNING")
 
 
@@ -140,7 +146,7 @@ def _from_control(tensors, config, source, backbone) -> Found:
 def _shifted(tensor: Float[np.ndarray, "..."], source: Path, config: GPT2Config) -> KV:
     check_tensor(tensor, str(source), config)
     config.check_room(len(tensor), f"the prefix in {source}")
-    return from_tensor(tensor, config, "shifted")
+    return from_tensor(tensor, config)
 
 
 def _fold(tensors, group, config, source) -> Float[np.ndarray, "P C"]:

@@ -1,13 +1,15 @@
 """PEFT's layout of a prefix: one tensor, and a description of its shape.
 
-    prompt_embeddings  [P L*2*D]    column ((2 * layer + kv) * H + head) * K + d,
-                                    kv 0 = key, 1 = value
+    PREFIX_TUNING  prompt_embeddings  [P L*2*D]  column ((2 * layer + kv) * H + head)
+                                                 * K + d, kv 0 = key, 1 = value
+    PROMPT_TUNING  prompt_embeddings  [P D]
 
 The original repository, `adapters` and P-tuning v2 order their columns alike.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,9 +20,11 @@ from prefix_jax.errors import InputError
 from prefix_jax.model.gpt2_config import GPT2Config
 from prefix_jax.model.kv import KV
 from prefix_jax.model.tensor_files import FLOATS, open_tensors
-from prefix_jax.prefix_config import PositionMode
 
 TENSOR = "prompt_embeddings"
+
+Kind = Literal["prefix", "embedding"]
+PEFT_TYPES: dict[Kind, str] = {"prefix": "PREFIX_TUNING", "embedding": "PROMPT_TUNING"}
 
 
 def to_tensor(kv: KV, config: GPT2Config) -> Float[np.ndarray, "P C"]:
@@ -28,37 +32,30 @@ def to_tensor(kv: KV, config: GPT2Config) -> Float[np.ndarray, "P C"]:
 
     Raises InputError for a bank of prefixes, or another backbone's.
     """
-    layers, number, length, heads, width = kv.keys.shape
-    if (layers, heads, width) != (config.n_layer, config.n_head, config.head_width):
+    kv.check_shape(config)
+    if kv.number != 1:
         raise InputError(
-            f"the prefix has {layers} layers of {heads} heads of width {width}; the "
-            f"backbone has {config.n_layer} of {config.n_head} of {config.head_width}"
-        )
-    if number != 1:
-        raise InputError(
-            f"a bank of {number} prefixes cannot be stored in one folder; store one at "
-            "a time"
+            f"a bank of {kv.number} prefixes cannot be stored in one folder; store one "
+            "at a time"
         )
     pair = np.stack([np.asarray(kv.keys[:, 0]), np.asarray(kv.values[:, 0])], axis=1)
     positions_first = pair.astype(np.float32).transpose(2, 0, 1, 3, 4)  # P L 2 H K
-    return np.ascontiguousarray(positions_first).reshape(length, -1)
+    return np.ascontiguousarray(positions_first).reshape(kv.length, -1)
 
 
-def from_tensor(
-    tensor: Float[np.ndarray, "P C"], config: GPT2Config, position_mode: PositionMode
-) -> KV:
-    """The inverse of `to_tensor`."""
+def from_tensor(tensor: Float[np.ndarray, "P C"], config: GPT2Config) -> KV:
+    """The inverse of `to_tensor`; how the text sees it is for the caller to say."""
     shape = (len(tensor), config.n_layer, 2, config.n_head, config.head_width)
     keys, values = tensor.reshape(shape).transpose(2, 1, 0, 3, 4)
-    return KV(jnp.asarray(keys[:, None]), jnp.asarray(values[:, None]), position_mode)
+    return KV(jnp.asarray(keys[:, None]), jnp.asarray(values[:, None]))
 
 
 def adapter_config(
-    config: GPT2Config, length: int, name: str | None
+    config: GPT2Config, length: int, name: str | None, kind: Kind = "prefix"
 ) -> dict[str, object]:
     """PEFT's `adapter_config.json`: what it needs, and what older releases need too."""
-    return {
-        "peft_type": "PREFIX_TUNING",
+    described = {
+        "peft_type": PEFT_TYPES[kind],
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": name,
         "inference_mode": True,
@@ -67,6 +64,10 @@ def adapter_config(
         "token_dim": config.n_embd,
         "num_attention_heads": config.n_head,
         "num_transformer_submodules": 1,
+    }
+    if kind == "embedding":
+        return described
+    return described | {
         "encoder_hidden_size": config.n_embd,
         "prefix_projection": False,
     }
@@ -87,10 +88,13 @@ def differing(described: Mapping[str, object], config: GPT2Config) -> list[str]:
 
 
 def check_tensor(
-    tensor: Float[np.ndarray, "..."], origin: str, config: GPT2Config
+    tensor: Float[np.ndarray, "..."],
+    origin: str,
+    config: GPT2Config,
+    kind: Kind = "prefix",
 ) -> None:
     """InputError unless the tensor is finite and of the backbone's shape."""
-    expected = config.n_layer * 2 * config.n_embd
+    expected = config.n_embd * (config.n_layer * 2 if kind == "prefix" else 1)
     if tensor.ndim != 2 or tensor.shape[1] != expected or not len(tensor):
         raise InputError(
             f"{origin} has shape {list(tensor.shape)}; this backbone ({config.n_layer} "

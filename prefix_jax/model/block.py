@@ -1,0 +1,94 @@
+"""A stack of GPT-2's transformer layers, and what they are made of."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from prefix_jax.model.activations import PARAMETERS, activation
+from prefix_jax.model.attention import KeyBlock, attend, mass, precision
+from prefix_jax.model.gpt2_config import GPT2Config
+
+
+class Norm(nnx.Module):
+    """Layer norm with f32 statistics, result in the input's type."""
+
+    def __init__(self, shape: tuple[int, ...]):
+        self.scale = nnx.Param(jnp.ones(shape))
+        self.bias = nnx.Param(jnp.zeros(shape))
+
+    def __call__(self, x: Float[Array, "B T D"], epsilon: float):
+        wide = x.astype(jnp.float32)
+        mean = wide.mean(-1, keepdims=True)
+        centred = wide - mean
+        variance = jnp.square(centred).mean(-1, keepdims=True)
+        normal = centred * jax.lax.rsqrt(variance + epsilon)
+        return (normal * self.scale[...] + self.bias[...]).astype(x.dtype)
+
+
+class Dense(nnx.Module):
+    """A matrix and a bias, cast to the input's type where they are used."""
+
+    def __init__(self, shape: tuple[int, ...], inputs: int, deviation: float, key):
+        """`shape`: [layers, *inputs, *outputs] with `inputs` input axes."""
+        self.kernel = nnx.Param(deviation * jax.random.normal(key, shape))
+        self.bias = nnx.Param(jnp.zeros((shape[0], *shape[1 + inputs :])))
+
+    def __call__(self, equation: str, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        kernel = self.kernel[...].astype(x.dtype)
+        product = jnp.einsum(equation, x, kernel, precision=precision(x.dtype))
+        return product + self.bias[...].astype(x.dtype)
+
+
+class Block(nnx.Module):
+    """A stack of transformer layers; `lax.scan` hands `__call__` one of them."""
+
+    def __init__(self, config: GPT2Config, layers: int, key: PRNGKeyArray):
+        self.config = config
+        d, h, k, f = config.n_embd, config.n_head, config.head_width, config.mlp_width
+        keys = jax.random.split(key, 4)
+        # The two projections into the residual stream start smaller (GPT-2 paper).
+        deviation = config.initializer_range
+        small = deviation / (2 * config.n_layer) ** 0.5
+        self.ln_1 = Norm((layers, d))
+        self.qkv = Dense((layers, d, 3, h, k), 1, deviation, keys[0])
+        self.out = Dense((layers, h, k, d), 2, small, keys[1])
+        self.ln_2 = Norm((layers, d))
+        self.up = Dense((layers, d, f), 1, deviation, keys[2])
+        self.down = Dense((layers, f, d), 1, small, keys[3])
+        parameters = PARAMETERS.get(config.activation_function, {})
+        self.act = nnx.Dict(
+            {
+                name: nnx.Param(jnp.array([start] * layers))
+                for name, start in parameters.items()
+            }
+        )
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        seen: list[KeyBlock],
+        own_mask: Bool[Array, "#B T T"],
+        index: Int[Array, ""],
+        observe: bool,
+    ) -> tuple[Float[Array, "B T D"], tuple[Array, Array], Array | None]:
+        """One layer: its output, these tokens' (keys, values), each [B T H K], and, if
+        asked for, the share of attention that the first block receives, [B H T]."""
+        config = self.config
+        scale = config.head_width**-0.5 if config.scale_attn_weights else 1.0
+        if config.scale_attn_by_inverse_layer_idx:
+            scale = scale / (index + 1)
+        with jax.named_scope("attention"):
+            normal = self.ln_1(x, config.layer_norm_epsilon)
+            query, key, value = jnp.moveaxis(self.qkv("btd,dchk->btchk", normal), 2, 0)
+            blocks = [*seen, KeyBlock.of(key, value, own_mask)]
+            observed = mass(query, blocks, scale) if observe else None
+            x += self.out("bthk,hkd->btd", attend(query, blocks, scale))
+        with jax.named_scope("mlp"):
+            normal = self.ln_2(x, config.layer_norm_epsilon)
+            inner = activation(config.activation_function)(
+                self.up("btd,df->btf", normal),
+                **{name: value.astype(x.dtype) for name, value in self.act.items()},
+            )
+            x += self.down("btf,fd->btd", inner)
+        return x, (key, value), observed

@@ -1,0 +1,244 @@
+"""What a stored prefix says of itself, and where its tensor lies.
+
+    folder/
+      adapter_config.json          PEFT's description
+      adapter_model.safetensors    PEFT's tensor (see peft_layout)
+      prefix_jax.json              what PEFT has no field for: how the text sees it,
+                                   backbone, what its prompts are; scores and recipe
+                                   as a record that nothing reads
+      README.md                    its card, if it was exported (see exporting)
+
+A prefix that PEFT would load and misread (`Metadata.obstacle`) is not offered to it:
+its tensor is in `prefix_jax.safetensors`, there is no adapter_config.json, and
+`prefix_jax.json` says why.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+from prefix_jax.errors import InputError
+from prefix_jax.model.gpt2_config import GPT2Config
+from prefix_jax.model.tensor_files import read_json
+from prefix_jax.prefix_config import Placement, PositionMode
+from prefix_jax.storage.peft_layout import PEFT_TYPES, Kind
+
+T = TypeVar("T")
+
+FORMAT = 1
+PEFT_CONFIG, PEFT_TENSORS = "adapter_config.json", "adapter_model.safetensors"
+OWN_CONFIG, OWN_TENSORS = "prefix_jax.json", "prefix_jax.safetensors"
+CARD = "README.md"
+FILES = {PEFT_CONFIG, PEFT_TENSORS, OWN_CONFIG, OWN_TENSORS, CARD}
+
+
+@dataclasses.dataclass(frozen=True)
+class Metadata:
+    """What a stored prefix says of itself; None where its files do not say."""
+
+    length: int | None
+    kind: Kind = "prefix"
+    """Whether keys and values are stored, or embeddings that the backbone reads."""
+    position_mode: PositionMode = "shifted"
+    placement: Placement = "prefix"
+    own_softmax: bool = False
+    """Gated: the text has a softmax of its own for it, its values hold the gates."""
+    layer_lengths: tuple[int, ...] | None = None
+    """Positions in each layer; None: `length` in all. The tensor has zeros for the
+    others."""
+    backbone_name: str | None = None
+    backbone_fingerprint: str | None = None
+    backbone_config: dict[str, Any] | None = None
+    backbone_dtype: str | None = None
+    task: str | None = None
+    """`data.task` of its training."""
+    e2e: bool | None = None
+    """Whether its sources were E2E meaning representations, linearised."""
+    recipe: dict[str, Any] | None = None
+    scores: dict[str, Any] | None = None
+
+    @property
+    def obstacle(self) -> str | None:
+        """Why PEFT cannot represent it; None: it can."""
+        reasons = []
+        if self.placement != "prefix":
+            reasons.append(
+                "it is an infix, between source and target, and PEFT puts every prefix "
+                "before the whole text"
+            )
+        if self.own_softmax:
+            reasons.append("it is gated, and in PEFT prefix and text share one softmax")
+        if self.layer_lengths is not None:
+            reasons.append(
+                "its layers have different positions, and PEFT gives all the same"
+            )
+        if self.position_mode != "shifted":
+            reasons.append(
+                f"it has {self.position_mode} positions, and PEFT always starts the "
+                "text after the prefix"
+            )
+        return "; ".join(reasons) or None
+
+    @property
+    def tensors(self) -> str:
+        """Name of the file that holds its tensor."""
+        return PEFT_TENSORS if self.obstacle is None else OWN_TENSORS
+
+    def record(self) -> dict[str, Any]:
+        """What `prefix_jax.json` holds."""
+        return {
+            "format": FORMAT,
+            "kind": self.kind,
+            "length": self.length,
+            "position_mode": self.position_mode,
+            "placement": self.placement,
+            "own_softmax": self.own_softmax,
+            "layer_lengths": self.layer_lengths,
+            "peft": "readable"
+            if self.obstacle is None
+            else f"not readable: {self.obstacle}",
+            "backbone": {
+                "name": self.backbone_name,
+                "dtype": self.backbone_dtype,
+                "fingerprint": self.backbone_fingerprint,
+                "config": self.backbone_config,
+            },
+            "task": self.task,
+            "e2e": self.e2e,
+            "scores": self.scores,
+            "recipe": self.recipe,
+        }
+
+
+def read_metadata(folder: Path | str) -> Metadata:
+    """What the prefix in `folder` says of itself; little, if PEFT wrote it.
+
+    Raises InputError where `folder` holds no prefix, or not one that can be read.
+    """
+    folder = Path(folder)
+    own = read_object(folder / OWN_CONFIG)
+    peft = read_object(folder / PEFT_CONFIG)
+    if own is None and peft is None:
+        there = (
+            sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+        )
+        raise InputError(
+            f"{folder} holds no prefix (no {OWN_CONFIG} or {PEFT_CONFIG}); "
+            + (
+                f"there is {', '.join(there[:8])}"
+                if there
+                else "it is not there, or empty"
+            )
+        )
+    kinds = {peft_type: kind for kind, peft_type in PEFT_TYPES.items()}
+    if peft is not None and peft.get("peft_type") not in kinds:
+        raise InputError(
+            f"{folder / PEFT_CONFIG}: peft_type is {peft.get('peft_type')!r}; only "
+            f"{' and '.join(kinds)} can be read"
+        )
+    if own is None:
+        assert peft is not None
+        own = {
+            "format": FORMAT,
+            "kind": kinds[peft["peft_type"]],
+            "length": peft.get("num_virtual_tokens"),
+            "backbone": {"name": peft.get("base_model_name_or_path")},
+        }
+    if own.get("format") != FORMAT or own.get("kind") not in get_args(Kind):
+        raise InputError(
+            f"{folder / OWN_CONFIG}: format {own.get('format')!r}, kind "
+            f"{own.get('kind')!r}; this version of prefix_jax reads format {FORMAT}, "
+            f"kind {' or '.join(map(repr, get_args(Kind)))}"
+        )
+    base = _get(own, "backbone", dict, folder) or {}
+    return Metadata(
+        length=_get(own, "length", int, folder),
+        kind=own["kind"],
+        position_mode=_choice(own, "position_mode", PositionMode, folder),
+        placement=_choice(own, "placement", Placement, folder),
+        own_softmax=_get(own, "own_softmax", bool, folder) or False,
+        layer_lengths=_layer_lengths(own, folder),
+        backbone_name=_get(base, "name", str, folder),
+        backbone_fingerprint=_get(base, "fingerprint", str, folder),
+        backbone_config=_get(base, "config", dict, folder),
+        backbone_dtype=_get(base, "dtype", str, folder),
+        task=_get(own, "task", str, folder),
+        e2e=_get(own, "e2e", bool, folder),
+        recipe=_get(own, "recipe", dict, folder),
+        scores=_get(own, "scores", dict, folder),
+    )
+
+
+def read_shape(folder: Path | str, metadata: Metadata) -> GPT2Config:
+    """The shape of the backbone that the prefix in `folder` is for.
+
+    PEFT writes layers, heads and width only; the rest is GPT-2's default then. Raises
+    InputError where the files do not say.
+    """
+    if metadata.backbone_config is not None:
+        place, fields = Path(folder) / OWN_CONFIG, metadata.backbone_config
+    else:
+        place = Path(folder) / PEFT_CONFIG
+        peft = read_object(place) or {}
+        names = {
+            "n_layer": "num_layers",
+            "n_head": "num_attention_heads",
+            "n_embd": "token_dim",
+        }
+        fields: dict[str, Any] = {
+            ours: peft.get(theirs) for ours, theirs in names.items()
+        }
+    try:
+        return GPT2Config(**fields)
+    except (TypeError, InputError) as error:
+        raise InputError(f"{place} does not describe a GPT-2: {error}") from None
+
+
+def read_object(path: Path) -> dict[str, Any] | None:
+    """The object in a file, None if there is no such file."""
+    return read_json(path) if path.is_file() else None
+
+
+def check_replaceable(folder: Path) -> None:
+    """Saving replaces the whole folder, so it must hold nothing else."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file; give a folder for the prefix")
+    others = {path.name for path in folder.glob("*")} - FILES
+    if others:
+        raise InputError(
+            f"{folder} holds other things ({', '.join(sorted(others)[:5])}); "
+            "give a folder of its own for the prefix"
+        )
+
+
+def _get(record: dict[str, Any], name: str, kind: type[T], folder: Path) -> T | None:
+    value = record.get(name)
+    if value is None or isinstance(value, kind):
+        return value
+    raise InputError(
+        f"{folder}: {name} in the description of the prefix is {value!r}; expected "
+        f"{kind.__name__} or null"
+    )
+
+
+def _choice(record: dict[str, Any], name: str, choices: Any, folder: Path) -> Any:
+    """One of a Literal's values; the first, the default, where nothing is said."""
+    value = record.get(name, get_args(choices)[0])
+    if value not in get_args(choices):
+        raise InputError(
+            f"{folder / OWN_CONFIG}: {name} is {value!r}; expected one of "
+            f"{', '.join(get_args(choices))}"
+        )
+    return value
+
+
+def _layer_lengths(record: dict[str, Any], folder: Path) -> tuple[int, ...] | None:
+    given, most = _get(record, "layer_lengths", list, folder), record.get("length")
+    if given is None:
+        return None
+    if not all(type(one) is int and one >= 0 for one in given) or max(given) != most:
+        raise InputError(
+            f"{folder / OWN_CONFIG}: layer_lengths is {given}; expected a number of "
+            f"positions for each layer, the largest of them {most}"
+        )
+    return tuple(given)
