@@ -10,6 +10,7 @@ from typing import Annotated
 
 import tyro
 
+from prefix_jax.cli_options import parse
 from prefix_jax.config import DecodeConfig, Dtype
 from prefix_jax.data_config import Task
 from prefix_jax.errors import InputError
@@ -109,7 +110,7 @@ class Export:
 
 
 def generate(arguments: list[str]) -> int:
-    options = tyro.cli(Generate, prog="prefix-jax generate", args=arguments)
+    options = parse(Generate, arguments, "prefix-jax generate")
     if options.prompts and options.file:
         raise InputError("prompts come from the command line or from --file; not both")
     if options.stream and options.json:
@@ -147,7 +148,7 @@ def generate(arguments: list[str]) -> int:
 
 
 def inspect(arguments: list[str]) -> int:
-    options = tyro.cli(Inspect, prog="prefix-jax inspect", args=arguments)
+    options = parse(Inspect, arguments, "prefix-jax inspect")
     from prefix_jax.runs.inspect import inspect_prefix
     from prefix_jax.runs.show import plot_mass, print_inspection
 
@@ -162,7 +163,7 @@ def inspect(arguments: list[str]) -> int:
 
 
 def import_(arguments: list[str]) -> int:
-    options = tyro.cli(Import, prog="prefix-jax import", args=arguments)
+    options = parse(Import, arguments, "prefix-jax import")
     from prefix_jax.runs.convert import import_
 
     with _writing(options.out):
@@ -182,7 +183,7 @@ def import_(arguments: list[str]) -> int:
 
 
 def export(arguments: list[str]) -> int:
-    options = tyro.cli(Export, prog="prefix-jax export", args=arguments)
+    options = parse(Export, arguments, "prefix-jax export")
     from prefix_jax.runs.convert import export
 
     with _writing(options.out):

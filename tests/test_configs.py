@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prefix_jax.cli import load_recipe
+from prefix_jax.recipe import load_recipe
 from prefix_jax.config import Config
 from prefix_jax.errors import InputError
 from prefix_jax.learning.optim import make_optimizer
