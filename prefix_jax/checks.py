@@ -24,6 +24,8 @@ class Bounds:
         return self.least <= value <= self.most and self.above < value < self.below
 
     def __str__(self) -> str:
+        if math.isfinite(self.least) and math.isfinite(self.most):
+            return f"from {self.least:,} to {self.most:,}"
         limits = (
             (">=", self.least),
             (">", self.above),
@@ -31,12 +33,19 @@ class Bounds:
             ("<=", self.most),
         )
         return " and ".join(
-            f"{sign} {limit:g}" for sign, limit in limits if math.isfinite(limit)
+            f"{sign} {limit:,}" for sign, limit in limits if math.isfinite(limit)
         )
 
 
-Positive = Annotated[int, Bounds(least=1)]
-NotNegative = Annotated[int, Bounds(least=0)]
+_COUNTER = 2**31 - 1
+"""The largest i32, which steps and tokens are counted in on the devices."""
+
+Positive = Annotated[int, Bounds(least=1, most=_COUNTER)]
+NotNegative = Annotated[int, Bounds(least=0, most=_COUNTER)]
+Size = Annotated[int, Bounds(least=1, most=1_000_000)]
+"""A side of an array: above it memory runs out on any machine."""
+Seed = Annotated[int, Bounds(least=0, most=2**32 - 1)]
+"""Of jax, numpy and Grain alike."""
 Share = Annotated[float, Bounds(least=0, below=1)]
 Above = Annotated[float, Bounds(above=0)]
 Chance = Annotated[float, Bounds(above=0, most=1)]

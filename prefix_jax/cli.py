@@ -57,8 +57,9 @@ def program() -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; input that cannot be used ends with one message and status 2.
 
-    So do files that cannot be read or written, and Ctrl-C with status 130. If nobody
-    reads standard output any more (as after `| head`), it ends in silence.
+    So do files that cannot be read or written, and memory that is too small. Ctrl-C
+    ends with status 130. If nobody reads standard output any more (as after `| head`),
+    it ends in silence.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
@@ -78,6 +79,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         status = 128 + signal.SIGPIPE
     except OSError as error:
         print(f"error: {_refusal(error)}", file=sys.stderr)
+        status = 2
+    except Exception as error:
+        if not _is_out_of_memory(error):
+            raise
+        print(
+            f"error: out of memory: {str(error).splitlines()[0]}; lower "
+            "train.batch_size or raise train.accumulate, lower decode.batch_size, "
+            "data.max_length or prefix.length, or use backbone.remat",
+            file=sys.stderr,
+        )
         status = 2
     sys.exit(status)
 
@@ -103,3 +114,8 @@ def _refusal(error: OSError) -> str:
         f"{error.filename}: {error.strerror}; check that the file or folder is there, "
         "what its rights allow, and the space on its disk"
     )
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Of this machine, or of an accelerator: jax has one type for all its failures."""
+    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)

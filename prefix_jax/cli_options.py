@@ -43,6 +43,7 @@ def parse(
         if not stop.code:
             raise
         raise _explained(stop, said.getvalue(), kind, arguments, program) from None
+    assert isinstance(options, kind)
     if rest:
         raise InputError(
             f'{program}: "{rest[0]}" belongs to no option; see {program} --help'

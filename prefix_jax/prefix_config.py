@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from prefix_jax.checks import Positive, Section, Share
+from prefix_jax.checks import Section, Share, Size
 from prefix_jax.errors import InputError
 
 PositionMode = Literal["shifted", "unshifted"]
@@ -15,9 +15,9 @@ class PrefixConfig(Section):
 
     kind: Literal["flat", "mlp"] = "flat"
     """`flat`: the keys and values themselves; `mlp`: the paper's reparametrisation."""
-    length: Positive | None = 10
+    length: Size | None = 10
     """Positions. None: as long as the words or examples it starts from."""
-    hidden: Positive = 512
+    hidden: Size = 512
     """Width of the MLP (`mlp` only)."""
     dropout: Share = 0.0
     """Share of prefix elements dropped at each training step."""
@@ -25,7 +25,7 @@ class PrefixConfig(Section):
     """Start from noise of the activations' size, from the keys and values that the
     backbone gives `words` or a few training examples, or from zeros (null). None:
     `examples` where there are some, as in every run, else `random`."""
-    examples: Positive = 3
+    examples: Size = 3
     """Training examples that `init="examples"` reads; together they fill `length`."""
     words: str = ""
     """The words of `init="words"`, for example "table-to-text:"; repeated to fill."""

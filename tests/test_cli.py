@@ -5,6 +5,7 @@ import pkgutil
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from prefix_jax import cli
@@ -104,6 +105,26 @@ def test_what_the_system_refuses_is_said_in_a_line(tmp_path, monkeypatch, capsys
     assert exit.value.code == 2
     said = capsys.readouterr().err
     assert said.startswith(f"error: {tmp_path}/nowhere/file: No such file")
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("Unable to allocate 7 TiB"),
+        jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 7 B."),
+    ],
+)
+def test_too_little_memory_is_said_in_a_line(error, monkeypatch, capsys):
+    def fill(arguments):
+        raise error
+
+    monkeypatch.setattr("prefix_jax.cli_prefixes.export", fill)
+    with pytest.raises(SystemExit) as exit:
+        cli.main(["export"])
+    assert exit.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: out of memory: {error}; lower train.batch_size")
     assert said.count("\n") == 1
 
 

@@ -7,14 +7,14 @@ from typing import Annotated, Literal
 import pytest
 import tyro
 
-from prefix_jax.checks import Positive, Section
+from prefix_jax.checks import Section, Size
 from prefix_jax.cli_options import parse
 from prefix_jax.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
 class InnerConfig(Section):
-    size: Positive | None = 3
+    size: Size | None = 3
     kind: Literal["flat", "mlp"] = "flat"
     on: bool = False
 
@@ -31,6 +31,7 @@ class Options:
     inner: InnerConfig = InnerConfig()
 
 
+SIZE = "a whole number from 1 to 1,000,000, or None"
 GIVEN = ["here", "--out", "there"]
 
 
@@ -60,19 +61,19 @@ def test_right_options_are_read():
         ([*GIVEN, "-q"], "prog x has no option -q (see prog x --help)"),
         (
             [*GIVEN, "--inner.size", "x"],
-            '--inner.size is "x"; expected a whole number >= 1, or None',
+            f'--inner.size is "x"; expected {SIZE}',
         ),
         (
             [*GIVEN, "--inner.size=1.5"],
-            '--inner.size is "1.5"; expected a whole number >= 1, or None',
+            f'--inner.size is "1.5"; expected {SIZE}',
         ),
         (
             [*GIVEN, "--inner.size"],
-            "--inner.size has no value; expected a whole number >= 1, or None",
+            f"--inner.size has no value; expected {SIZE}",
         ),
         (
             [*GIVEN, "--inner.size", "0"],
-            "inner.size is 0; expected a whole number >= 1, or None",
+            f"inner.size is 0; expected {SIZE}",
         ),
         (
             [*GIVEN, "--inner.kind", "flt"],
