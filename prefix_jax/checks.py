@@ -62,7 +62,7 @@ class Section:
     def __post_init__(self):
         section = type(self).__name__.removesuffix("Config").lower()
         for name, hint in _hints(type(self)).items():
-            _check(f"{section}.{name}", getattr(self, name), hint)
+            check(f"{section}.{name}", getattr(self, name), hint)
 
 
 @functools.cache
@@ -70,13 +70,14 @@ def _hints(kind: type) -> dict[str, Any]:
     return get_type_hints(kind, include_extras=True)
 
 
-def _check(name: str, value: object, hint: Any) -> None:
+def check(name: str, value: object, hint: Any) -> None:
+    """InputError, with its `name`, for a value that a type hint does not take."""
     given, bounds, optional = _parts(hint)
     if optional and value is None:
         return
     if get_origin(given) is tuple and isinstance(value, tuple):
         for number, member in enumerate(value):
-            _check(f"{name}[{number}]", member, get_args(given)[0])
+            check(f"{name}[{number}]", member, get_args(given)[0])
     elif not _fits(value, given, bounds):
         raise InputError(
             f"{name} is {_show(value)}; expected {describe(hint)}"

@@ -21,7 +21,7 @@ class Generate:
     """Write with stored prefixes; one text per prompt on standard output.
 
     Several prefixes serve one batch: --prefix a=DIR --prefix b=DIR --file rows.jsonl,
-    with rows such as {"prompt": "...", "prefix": "a"}.
+    with rows such as {"prompt": "...", "prefix": "a", "seed": 1}.
     """
 
     prompts: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
@@ -32,7 +32,8 @@ class Generate:
     backbone: str | None = None
     """Backbone's name or folder. None: the one the prefix was trained on."""
     file: Path | None = None
-    """Text file with one prompt a line, or .jsonl with `prompt` and `prefix`."""
+    """Text file with one prompt a line, or .jsonl with `prompt`, `prefix` and
+    `seed` (of its samples, whatever the other lines are)."""
     task: Task | None = None
     """What a prompt is: a source, or text to continue. None: as the prefix learned;
     text to continue, if it does not say."""
@@ -141,6 +142,8 @@ def generate(arguments: list[str]) -> int:
                     "text": one.text,
                     "log_prob": one.log_prob,
                 }
+                if line.seed is not None:
+                    record["seed"] = line.seed
                 print(json.dumps(record, ensure_ascii=False))
             else:
                 print(" ".join(one.text.splitlines()))
