@@ -127,15 +127,14 @@ def compare(arguments: list[str]) -> int:
 def _recorded(arguments: list[str]) -> tuple[list[str], Config | None]:
     """The arguments with a recipe first, or else the recipe of the run in --workdir."""
     rest, workdir = _without_workdir(arguments)
-    if not workdir:
-        workdir = Evaluate.workdir
-    else:
-        rest += ["--workdir", str(workdir)]
-    if (rest and not rest[0].startswith("-")) or asks_for_help(rest):
+    own = bool(rest) and not rest[0].startswith("-")
+    if workdir is not None:
+        rest += ["--workdir", workdir]
+    if own or asks_for_help(rest):
         return rest, None
     from prefix_jax.runs.record import recorded_config
 
-    return rest, recorded_config(Path(workdir))
+    return rest, recorded_config(Path(workdir or Evaluate.workdir))
 
 
 def _without_workdir(arguments: list[str]) -> tuple[list[str], str | None]:
@@ -143,11 +142,12 @@ def _without_workdir(arguments: list[str]) -> tuple[list[str], str | None]:
     for place in reversed(range(len(arguments))):
         option, equals, value = arguments[place].partition("=")
         if option == "--workdir":
-            width = 1 if equals else 2
-            rest = arguments[:place] + arguments[place + width :]
-            found = [value] if equals else arguments[place + 1 : place + 2]
-            return (rest, found[0]) if found else (arguments, None)
-    return arguments, None
+            end = place + (1 if equals else 2)
+            found = [value] if equals else arguments[place + 1 : end]
+            if not found:
+                raise InputError("--workdir has no value; expected a path")
+            return arguments[:place] + arguments[end:], found[0]
+    return list(arguments), None
 
 
 def _with_recipe(

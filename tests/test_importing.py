@@ -210,6 +210,17 @@ def low_rank(folder, backbone):
     config(folder, peft_type="LORA")
 
 
+def of_another_length(folder, backbone):
+    tensor = np.ones((3, columns(backbone)), np.float32)
+    save_file({"prompt_embeddings": tensor}, folder / "adapter_model.safetensors")
+    config(folder, peft_type="PREFIX_TUNING", num_virtual_tokens=4)
+
+
+def beyond_f32(folder, backbone):
+    tensor = np.full((3, columns(backbone)), 1e300)
+    save_file({"prompt_embeddings": tensor}, folder / "adapter_model.safetensors")
+
+
 def unrelated(folder, backbone):
     save_file({"weight": np.ones((2, 2), np.float32)}, folder / "model.safetensors")
 
@@ -229,6 +240,8 @@ def nothing(folder, backbone):
         (misshapen, "do not fit together"),
         (narrow, "are not positions of 192"),
         (low_rank, "peft_type is 'LORA'"),
+        (of_another_length, "3 positions, but .* says num_virtual_tokens 4"),
+        (beyond_f32, "576 of 576 numbers in .* are NaN or infinite"),
         (unrelated, "holds the tensors weight; expected"),
         (nothing, "no weights in"),
     ],
@@ -242,3 +255,11 @@ def test_what_cannot_be_a_prefix_here_is_refused(tmp_path, backbone, make, messa
 def test_a_file_that_is_not_there_is_named(tmp_path, backbone):
     with pytest.raises(InputError, match=r"nowhere.bin does not exist"):
         import_prefix(tmp_path / "nowhere.bin", backbone)
+
+
+@pytest.mark.parametrize("text", [b"", b"root:x:0:0", b"\x80\x02.", bytes(range(256))])
+def test_a_file_of_anything_is_refused(tmp_path, backbone, text):
+    pytest.importorskip("torch")
+    (tmp_path / "prefix.bin").write_bytes(text)
+    with pytest.raises(InputError, match=r"prefix\.bin"):
+        import_prefix(tmp_path / "prefix.bin", backbone)

@@ -66,18 +66,33 @@ class Validator:
         )
         self._batches = list(rows)[:batches]
 
-    def __call__(self, backbone: GPT2, prefix: KV | None, step: int = 0) -> Validation:
+    def __len__(self) -> int:
+        """Batches that a measurement reads; its `progress` hears of each."""
+        return len(self._batches)
+
+    def __call__(
+        self,
+        backbone: GPT2,
+        prefix: KV | None,
+        step: int = 0,
+        progress: Callable[[int], None] = lambda done: None,
+    ) -> Validation:
         """Mean loss over all target tokens."""
-        sums = self._sums(backbone, prefix)
+        sums = self._sums(backbone, prefix, progress)
         tokens = sum(int(part["tokens"]) for part in sums)
         loss = sum(float(part["nll"]) for part in sums) / max(tokens, 1)
         return Validation(step, loss, tokens)
 
-    def each(self, backbone: GPT2, bank: KV) -> list[Validation]:
+    def each(
+        self,
+        backbone: GPT2,
+        bank: KV,
+        progress: Callable[[int], None] = lambda done: None,
+    ) -> list[Validation]:
         """For each prefix of the bank, the mean loss over its own rows' targets."""
         assert self._ids is not None
         nll, tokens = np.zeros(bank.number), np.zeros(bank.number)
-        for number, part in enumerate(self._sums(backbone, bank)):
+        for number, part in enumerate(self._sums(backbone, bank, progress)):
             start = number * self._batch_size
             ids = np.zeros(self._batch_size, int)  # filled up as the batch is
             given = self._ids[start : start + self._batch_size]
@@ -89,11 +104,17 @@ class Validator:
             for total, count in zip(nll.tolist(), tokens.tolist(), strict=True)
         ]
 
-    def _sums(self, backbone, prefix) -> list[dict[str, jax.Array]]:
-        return [
-            self._step(backbone, prefix, put_batch(batch, self._mesh))
-            for batch in self._batches
-        ]
+    def _sums(self, backbone, prefix, progress) -> list[dict[str, jax.Array]]:
+        sums = []
+        for batch in self._batches:
+            sums.append(self._step(backbone, prefix, put_batch(batch, self._mesh)))
+            # One batch late, so that the device never waits for the host.
+            if len(sums) > 1:
+                jax.block_until_ready(sums[-2])
+                progress(1)
+        jax.block_until_ready(sums[-1:])
+        progress(1)
+        return sums
 
 
 @dataclasses.dataclass(frozen=True)
