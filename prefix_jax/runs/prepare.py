@@ -35,7 +35,7 @@ class Rows:
 
     rows: Sequence[Row]
     examples: Sequence[Example]
-    """What the rows were made of; empty for language modelling."""
+    """What the rows are of, without what was dropped; () in language modelling."""
     report: str
     """How many rows and tokens there are, and what was cut or dropped."""
     buckets: tuple[int, ...]
@@ -111,7 +111,7 @@ class Setup:
             batch_size=config.train.batch_size,
             room=config.data.max_length,
         )
-        return Rows(encoded.rows, examples, str(encoded.report), buckets)
+        return Rows(encoded.rows, encoded.examples, str(encoded.report), buckets)
 
     def _packed(self, split: Split) -> Rows:
         config = self.config.data

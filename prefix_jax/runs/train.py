@@ -167,6 +167,8 @@ class _Run:
             TrainingProgress(config.method, steps, start, self.console) as progress,
         ):
             self.say = progress.say
+            if steps == 0:
+                self.say("train.steps is 0: the start is kept as it is, untrained")
             if not restored:
                 self._validate(0, log, progress)
                 self._save(0, checkpoints, log, progress)

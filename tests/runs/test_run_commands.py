@@ -34,7 +34,13 @@ def test_one_batch_with_several_prefixes(config, finished, tmp_path, capsys):
     other = tmp_path / "other"
     model = load_backbone(config.backbone.name)
     prefix = init_prefix(model, PrefixConfig(length=2), key=jax.random.key(0))
-    save_prefix(other, prefix, backbone=model, task="table_to_text")
+    save_prefix(
+        other,
+        prefix,
+        backbone=model,
+        task="table_to_text",
+        base_model_name=config.backbone.name,
+    )
     prompts = ["name : Mill 1 | area : hill", "name : Mill 2 | area : harbour"]
     alone = {}
     for name, folder in (("a", finished), ("b", other)):
