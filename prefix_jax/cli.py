@@ -108,11 +108,11 @@ def _run(arguments: list[str]) -> int:
 
 def _refusal(error: OSError) -> str:
     """What the operating system refused, in the style of our own errors."""
-    if error.filename is None or error.strerror is None:
+    if error.strerror is None:  # one of our own, which says it all
         return str(error)
     return (
-        f"{error.filename}: {error.strerror}; check that the file or folder is there, "
-        "what its rights allow, and the space on its disk"
+        f"{error.filename or 'a file'}: {error.strerror}; check that the file or folder "
+        "is there, what its rights allow, and the space on its disk"
     )
 
 

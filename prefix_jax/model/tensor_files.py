@@ -67,11 +67,17 @@ def open_tensors(
 
 
 def save_tensors(tensors: Mapping[str, np.ndarray], path: Path) -> None:
-    """Write a safetensors file as transformers and PEFT do, which the umask governs."""
+    """Write a safetensors file as transformers and PEFT do, which the umask governs.
+
+    Raises OSError where that fails.
+    """
     # safetensors makes a file of its own, which nobody else may read, and renames it.
     path.touch()
     mode = path.stat().st_mode
-    save_file(dict(tensors), path, metadata={"format": "pt"})
+    try:
+        save_file(dict(tensors), path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(f"{path} could not be written: {error}") from error
     path.chmod(mode)
 
 

@@ -3,7 +3,6 @@
 import json
 
 import pytest
-from support import quiet
 
 from prefix_jax.config import (
     BackboneConfig,
@@ -16,6 +15,7 @@ from prefix_jax.config import (
 from prefix_jax.data_config import DataConfig
 from prefix_jax.prefix_config import PrefixConfig
 from prefix_jax.runs.train import train
+from runs.support import quiet
 
 AREAS = ["riverside", "old town", "harbour", "hill"]
 

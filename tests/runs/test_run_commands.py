@@ -5,12 +5,12 @@ import json
 
 import jax
 import pytest
-from support import recipe, run_cli
 
 from prefix_jax.model.loading import load_backbone
 from prefix_jax.model.prefix import init_prefix
 from prefix_jax.prefix_config import PrefixConfig
 from prefix_jax.storage.artifact import load_prefix, save_prefix
+from runs.support import recipe, run_cli
 
 
 def test_generate_from_arguments_file_and_stdin(

@@ -9,12 +9,12 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-from support import Crash, lines, quiet
 
 import prefix_jax.runs.train as train_module
 from prefix_jax.errors import InputError
 from prefix_jax.runs.train import train
 from prefix_jax.storage.artifact import read_metadata
+from runs.support import Crash, lines, quiet
 
 
 def test_crash_and_resume_equals_the_straight_run(

@@ -6,7 +6,6 @@ import json
 import jax
 import jax.numpy as jnp
 import pytest
-from support import Crash, quiet
 
 import prefix_jax.runs.prepare as prepare_module
 from prefix_jax.model.loading import load_backbone
@@ -19,6 +18,7 @@ from prefix_jax.runs.prepare import prepare
 from prefix_jax.runs.result import save_result
 from prefix_jax.storage import artifact
 from prefix_jax.storage.log import read_metrics
+from runs.support import Crash, quiet
 
 
 def test_evaluate_scores_the_best_prefix(config, finished, model_folder):

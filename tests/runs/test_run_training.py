@@ -7,7 +7,6 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from support import lines, quiet
 
 from prefix_jax.config import (
     BackboneConfig,
@@ -28,6 +27,7 @@ from prefix_jax.runs.prepare import Rows
 from prefix_jax.runs.train import train
 from prefix_jax.storage.artifact import load_prefix, read_metadata
 from prefix_jax.storage.log import read_metrics
+from runs.support import lines, quiet
 
 
 def test_a_run_leaves_what_it_promises(config, finished, model_folder):
