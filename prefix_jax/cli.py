@@ -111,8 +111,8 @@ def _refusal(error: OSError) -> str:
     if error.strerror is None:  # one of our own, which says it all
         return str(error)
     return (
-        f"{error.filename or 'a file'}: {error.strerror}; check that the file or folder "
-        "is there, what its rights allow, and the space on its disk"
+        f"{error.filename or 'a file'}: {error.strerror}; check that the file or "
+        "folder is there, what its rights allow, and the space on its disk"
     )
 
 
