@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from rounding import SUM
 
 from prefix_jax.config import (
     BackboneConfig,
@@ -59,7 +60,7 @@ def test_the_shares_of_all_processes_are_the_whole(setup, monkeypatch):
     assert whole.tokens == sum(share.tokens for share in shares)
     assert min(share.tokens for share in shares) > 0
     total = sum(share.loss * share.tokens for share in shares)
-    assert total == pytest.approx(whole.loss * whole.tokens, rel=1e-5)
+    assert total == pytest.approx(whole.loss * whole.tokens, rel=SUM["rtol"])
 
 
 def test_long_sources_lose_their_end(setup):
@@ -136,7 +137,7 @@ def test_a_mixed_batch_has_the_losses_of_single_runs(setup, many, mixed):
         alone = evaluate(setup.backbone, prefix, batch)
         assert found.tokens == alone["tokens"] > 0
         assert found.loss == pytest.approx(
-            float(alone["nll"] / alone["tokens"]), rel=1e-6
+            float(alone["nll"] / alone["tokens"]), rel=SUM["rtol"]
         )
     assert len({found.loss for found in together}) == 16
 
@@ -153,7 +154,7 @@ def test_devices_share_a_mixed_batch(setup, many, mixed):
     assert sum(found.tokens > 0 for found in one) > 3
     for found, expected in zip(four, one, strict=True):
         assert found.tokens == expected.tokens
-        assert found.loss == pytest.approx(expected.loss, rel=1e-6)
+        assert found.loss == pytest.approx(expected.loss, rel=SUM["rtol"])
 
 
 @pytest.mark.slow
