@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -23,6 +24,8 @@ class Bounds:
         return self.least <= value <= self.most and self.above < value < self.below
 
     def __str__(self) -> str:
+        if math.isfinite(self.least) and math.isfinite(self.most):
+            return f"from {self.least:,} to {self.most:,}"
         limits = (
             (">=", self.least),
             (">", self.above),
@@ -30,12 +33,19 @@ class Bounds:
             ("<=", self.most),
         )
         return " and ".join(
-            f"{sign} {limit:g}" for sign, limit in limits if math.isfinite(limit)
+            f"{sign} {limit:,}" for sign, limit in limits if math.isfinite(limit)
         )
 
 
-Positive = Annotated[int, Bounds(least=1)]
-NotNegative = Annotated[int, Bounds(least=0)]
+_COUNTER = 2**31 - 1
+"""The largest i32, which steps and tokens are counted in on the devices."""
+
+Positive = Annotated[int, Bounds(least=1, most=_COUNTER)]
+NotNegative = Annotated[int, Bounds(least=0, most=_COUNTER)]
+Size = Annotated[int, Bounds(least=1, most=1_000_000)]
+"""A side of an array: above it memory runs out on any machine."""
+Seed = Annotated[int, Bounds(least=0, most=2**32 - 1)]
+"""Of jax, numpy and Grain alike."""
 Share = Annotated[float, Bounds(least=0, below=1)]
 Above = Annotated[float, Bounds(above=0)]
 Chance = Annotated[float, Bounds(above=0, most=1)]
@@ -52,7 +62,7 @@ class Section:
     def __post_init__(self):
         section = type(self).__name__.removesuffix("Config").lower()
         for name, hint in _hints(type(self)).items():
-            _check(f"{section}.{name}", getattr(self, name), hint)
+            check(f"{section}.{name}", getattr(self, name), hint)
 
 
 @functools.cache
@@ -60,30 +70,46 @@ def _hints(kind: type) -> dict[str, Any]:
     return get_type_hints(kind, include_extras=True)
 
 
-def _check(name: str, value: object, hint: Any) -> None:
-    optional = get_origin(hint) in (Union, UnionType)
-    if optional:
-        if value is None:
-            return
-        (hint,) = (option for option in get_args(hint) if option is not NoneType)
-    hint, bounds = _without_bounds(hint)
-    if get_origin(hint) is tuple and isinstance(value, tuple):
+def check(name: str, value: object, hint: Any) -> None:
+    """InputError, with its `name`, for a value that a type hint does not take."""
+    given, bounds, optional = _parts(hint)
+    if optional and value is None:
+        return
+    if get_origin(given) is tuple and isinstance(value, tuple):
         for number, member in enumerate(value):
-            _check(f"{name}[{number}]", member, get_args(hint)[0])
-    elif not _fits(value, hint, bounds):
-        expected = _describe(hint) + (f" {bounds}" if str(bounds) else "")
-        choices = get_args(hint) if get_origin(hint) is Literal else ()
+            check(f"{name}[{number}]", member, get_args(given)[0])
+    elif not _fits(value, given, bounds):
         raise InputError(
-            f"{name} is {_show(value)}; expected {expected}"
-            f"{', or None' if optional else ''}{closest(str(value), choices)}"
+            f"{name} is {_show(value)}; expected {describe(hint)}"
+            f"{closest(str(value), choices(given))}"
         )
 
 
-def _without_bounds(hint: Any) -> tuple[Any, Bounds]:
-    if get_origin(hint) is not Annotated:
-        return hint, Bounds()
-    hint, bounds = get_args(hint)
-    return hint, bounds
+def describe(hint: Any) -> str:
+    """What a type hint takes, in words: `a whole number >= 1, or None`."""
+    given, bounds, optional = _parts(hint)
+    limits = f" {bounds}" if str(bounds) else ""
+    return _describe(given) + limits + (", or None" if optional else "")
+
+
+def choices(hint: Any) -> tuple[Any, ...]:
+    """The closed list of values that a hint, or a member of its tuple, has; or ()."""
+    given, *_ = _parts(hint)
+    if get_origin(given) is tuple:
+        return choices(get_args(given)[0])
+    return get_args(given) if get_origin(given) is Literal else ()
+
+
+def _parts(hint: Any) -> tuple[Any, Bounds, bool]:
+    """(type, bounds, whether None is taken) of `Annotated[...] | None`."""
+    bounds, optional = Bounds(), False
+    if get_origin(hint) in (Union, UnionType):
+        (hint,) = (option for option in get_args(hint) if option is not NoneType)
+        optional = True
+    if get_origin(hint) is Annotated:
+        hint, *marks = get_args(hint)
+        bounds = next((mark for mark in marks if isinstance(mark, Bounds)), bounds)
+    return hint, bounds, optional
 
 
 def _fits(value: object, hint: Any, bounds: Bounds) -> bool:
@@ -103,13 +129,13 @@ def _describe(hint: Any) -> str:
         choices = [_show(choice) for choice in get_args(hint)]
         return f"one of {', '.join(choices)}" if len(choices) > 1 else choices[0]
     if get_origin(hint) is tuple:
-        member, _ = _without_bounds(get_args(hint)[0])
-        return f"a tuple, of {_describe(member)} each"
+        return f"a tuple, of {describe(get_args(hint)[0])} each"
     names = {
         int: "a whole number",
         float: "a finite number",
         str: "text",
         bool: "True or False",
+        Path: "a path",
     }
     return names[hint]
 

@@ -1,22 +1,18 @@
-"""The command line, and its commands that take a recipe."""
+"""The command line: which command is meant, and how it ends.
 
-import argparse
-import dataclasses
-import importlib.util
+Nothing heavy is imported before a command runs, so that Ctrl-C ends in one way, also
+while jax is being loaded.
+"""
+
 import os
+import pkgutil
 import signal
 import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from collections.abc import Sequence
 
-import tyro
-
-from prefix_jax.cli_prefixes import export, generate, import_, inspect, shorten
-from prefix_jax.config import Config
 from prefix_jax.errors import InputError, closest
-
-_Command = TypeVar("_Command", bound=Config)
+from prefix_jax.memory import keep_freed_memory
+from prefix_jax.runs.interrupt import INTERRUPTED, end_at_once
 
 USAGE = """\
 usage: prefix-jax COMMAND ...
@@ -41,68 +37,33 @@ overridden, for example --prefix.length 20 --train.steps 1000.
   prefix-jax COMMAND --help    every option, with its meaning and default
 """
 
-
-@dataclasses.dataclass(frozen=True)
-class Train(Config):
-    """Train a prefix; the same command goes on from the last checkpoint."""
-
-    workdir: Path = Path("runs/latest")
-    """Folder of the run: checkpoints, metrics, the best and the last prefix."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Evaluate(Config):
-    """Loss, perplexity and BLEU on a held-out split.
-
-    Without a recipe before the options, the one that the run recorded holds.
-    Several stored prefixes are scored in one go: --prefix a=DIR --prefix b=DIR, each on
-    every row, or on the rows that name it in a column (--data.prefix-column). For
-    example:
-
-    prefix-jax evaluate --workdir runs/mine --split validation
-
-    prefix-jax evaluate configs/quickstart.py --prefix runs/mine --prefix b=runs/other
-    """
-
-    workdir: Path = Path("runs/latest")
-    """Folder of the run to score, or to write the scores of each --prefix in."""
-    prefixes: Annotated[
-        tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(name="prefix")
-    ] = ()
-    """Folder of a prefix, or of the run that trained it, or NAME=FOLDER; instead of the
-    run in --workdir."""
-    split: Literal["train", "validation", "test"] = "test"
-    which: Literal["best", "last", "none"] = "best"
-    """The best prefix on validation, the last, or the backbone alone."""
-    limit: int | None = None
-    """Write texts for the first so many sources only."""
+COMMANDS = {
+    "train": "prefix_jax.cli_recipes:train",
+    "evaluate": "prefix_jax.cli_recipes:evaluate",
+    "compare": "prefix_jax.cli_recipes:compare",
+    "generate": "prefix_jax.cli_prefixes:generate",
+    "inspect": "prefix_jax.cli_prefixes:inspect",
+    "import": "prefix_jax.cli_prefixes:import_",
+    "export": "prefix_jax.cli_prefixes:export",
+    "shorten": "prefix_jax.cli_prefixes:shorten",
+}
+"""Where each command's function is: it takes the arguments after the command's name and
+returns the exit status."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Compare(Config):
-    """Train several methods for the same number of steps and score them."""
-
-    workdir: Path = Path("runs/comparison")
-    """Folder with one run for each method."""
-    methods: tuple[Literal["none", "prefix", "top2", "full"], ...] = (
-        "none",
-        "prefix",
-        "full",
-    )
-    """`none` is the backbone alone."""
-    split: Literal["validation", "test"] = "test"
-    limit: int | None = None
-    """Write texts for the first so many sources only."""
-    full_learning_rate: float | None = None
-    """Learning rate of `full`; None: its default. So is the next."""
-    top2_learning_rate: float | None = None
+def program() -> None:
+    """What `prefix-jax` runs: `main`, in a process of its own."""
+    end_at_once()
+    keep_freed_memory()
+    main()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; input that cannot be used ends with one message and status 2.
 
-    So does Ctrl-C, with status 130. If nobody reads standard output any more (as
-    after `| head`), it ends in silence.
+    So do files that cannot be read or written, and memory that is too small. Ctrl-C
+    ends with status 130. If nobody reads standard output any more (as after `| head`),
+    it ends in silence.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
@@ -115,11 +76,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
         status = 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        status = 130
+        status = INTERRUPTED
     except BrokenPipeError:
         # Else Python complains again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 128 + signal.SIGPIPE
+    except OSError as error:
+        print(f"error: {_refusal(error)}", file=sys.stderr)
+        status = 2
+    except Exception as error:
+        if not _is_out_of_memory(error):
+            raise
+        print(
+            f"error: out of memory: {str(error).splitlines()[0]}; lower "
+            "train.batch_size or raise train.accumulate, lower decode.batch_size, "
+            "data.max_length or prefix.length, or use backbone.remat",
+            file=sys.stderr,
+        )
+        status = 2
     sys.exit(status)
 
 
@@ -133,145 +107,19 @@ def _run(arguments: list[str]) -> int:
             f"unknown command {name!r}{closest(name, COMMANDS)}\n"
             f"expected one of {', '.join(COMMANDS)}"
         )
-    return COMMANDS[name](rest)
+    return pkgutil.resolve_name(COMMANDS[name])(rest)
 
 
-def _train(arguments: list[str]) -> int:
-    options = _with_recipe(Train, "train", arguments)
-    from prefix_jax.runs.train import train
-
-    return 0 if train(_config(options), options.workdir).finished else 130
-
-
-def _evaluate(arguments: list[str]) -> int:
-    options = _with_recipe(Evaluate, "evaluate", *_recorded(arguments))
-    from prefix_jax.runs.evaluate import evaluate, evaluate_prefixes
-    from prefix_jax.runs.prefixes import named_folders
-
-    config, workdir = _config(options), options.workdir
-    split, limit = options.split, options.limit
-    if options.prefixes:
-        if options.which != "best":
-            raise InputError(
-                f"--which {options.which} is of the run in --workdir; with --prefix "
-                "leave it out, or name the folder, such as runs/latest/last"
-            )
-        folders = named_folders(options.prefixes)
-        results = evaluate_prefixes(config, folders, workdir, split=split, limit=limit)
-    else:
-        which = options.which
-        results = [evaluate(config, workdir, split=split, which=which, limit=limit)]
-    for result in results:
-        print(
-            f"{result.split}, {result.which}: loss {result.loss:.4f} nats per target "
-            f"token, perplexity {result.perplexity:.3f}"
-            + ("" if result.bleu is None else f", BLEU {result.bleu:.2f}")
-            + f" ({result.sources:,} sources, {result.tokens:,} target tokens)"
-        )
-    return 0
-
-
-def _compare(arguments: list[str]) -> int:
-    options = _with_recipe(Compare, "compare", arguments)
-    from prefix_jax.runs.compare import compare
-
-    rows = compare(
-        _config(options),
-        options.workdir,
-        methods=options.methods,
-        learning_rates={
-            "full": options.full_learning_rate,
-            "top2": options.top2_learning_rate,
-        },
-        split=options.split,
-        limit=options.limit,
+def _refusal(error: OSError) -> str:
+    """What the operating system refused, in the style of our own errors."""
+    if error.strerror is None:  # one of our own, which says it all
+        return str(error)
+    return (
+        f"{error.filename or 'a file'}: {error.strerror}; check that the file or "
+        "folder is there, what its rights allow, and the space on its disk"
     )
-    return 130 if rows is None else 0
 
 
-COMMANDS: dict[str, Callable[[list[str]], int]] = {
-    "train": _train,
-    "evaluate": _evaluate,
-    "compare": _compare,
-    "generate": generate,
-    "inspect": inspect,
-    "import": import_,
-    "export": export,
-    "shorten": shorten,
-}
-
-
-def load_recipe(path: Path) -> Config:
-    """The `config` of a recipe file. A recipe is Python and is run: read it first.
-
-    Raises InputError if there is no such file or it does not make a Config.
-    """
-    if path.exists() and not path.is_file():
-        raise InputError(f"{path} is no file; a recipe is a Python file, such as my.py")
-    if not path.is_file():
-        beside = [str(p) for p in path.parent.glob("*.py")]
-        raise InputError(f"recipe {path} does not exist{closest(str(path), beside)}")
-    spec = importlib.util.spec_from_file_location("recipe", path)
-    if spec is None or spec.loader is None:
-        raise InputError(f"{path} is not a Python file; a recipe ends in .py")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except InputError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise InputError(f"{path}: {type(error).__name__}: {error}") from error
-    config = getattr(module, "config", None)
-    if not isinstance(config, Config):
-        raise InputError(f"{path} makes no `config = Config(...)`; it must make one")
-    return config
-
-
-def _recorded(arguments: list[str]) -> tuple[list[str], Config | None]:
-    """The arguments with a recipe first, or else the recipe of the run in --workdir."""
-    parser = argparse.ArgumentParser("prefix-jax evaluate", add_help=False)
-    parser.add_argument("--workdir", type=Path, default=Evaluate.workdir)
-    known, rest = parser.parse_known_args(arguments)
-    rest += ["--workdir", str(known.workdir)]
-    if not rest[0].startswith("-") or _asks_for_help(rest):
-        return rest, None
-    from prefix_jax.runs.record import recorded_config
-
-    return rest, recorded_config(known.workdir)
-
-
-def _asks_for_help(arguments: list[str]) -> bool:
-    return any(argument in ("-h", "--help") for argument in arguments)
-
-
-def _with_recipe(
-    command: type[_Command],
-    name: str,
-    arguments: list[str],
-    recorded: Config | None = None,
-) -> _Command:
-    """The options over the recipe named first, or over `recorded`."""
-    program = f"prefix-jax {name}"
-    if arguments and not arguments[0].startswith("-"):
-        recipe, *arguments = arguments
-        default = command(**_sections(load_recipe(Path(recipe))))
-        program = f"{program} {recipe}"
-    elif recorded is not None:
-        default = command(**_sections(recorded))
-    elif _asks_for_help(arguments):
-        default, program = command(), f"{program} CONFIG"
-    else:
-        raise InputError(
-            f"{program} needs a recipe first: {program} configs/quickstart.py"
-        )
-    return tyro.cli(command, default=default, args=arguments, prog=program)
-
-
-def _config(options: Config) -> Config:
-    return Config(**_sections(options))
-
-
-def _sections(config: Config) -> dict:
-    return {
-        field.name: getattr(config, field.name) for field in dataclasses.fields(Config)
-    }
+def _is_out_of_memory(error: Exception) -> bool:
+    """Of this machine, or of an accelerator: jax has one type for all its failures."""
+    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import tyro
 
+from prefix_jax.cli_options import parse
 from prefix_jax.config import DecodeConfig, Dtype
 from prefix_jax.data_config import Task
 from prefix_jax.errors import InputError
@@ -20,7 +21,7 @@ class Generate:
     """Write with stored prefixes; one text per prompt on standard output.
 
     Several prefixes serve one batch: --prefix a=DIR --prefix b=DIR --file rows.jsonl,
-    with rows such as {"prompt": "...", "prefix": "a"}.
+    with rows such as {"prompt": "...", "prefix": "a", "seed": 1}.
     """
 
     prompts: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
@@ -31,7 +32,8 @@ class Generate:
     backbone: str | None = None
     """Backbone's name or folder. None: the one the prefix was trained on."""
     file: Path | None = None
-    """Text file with one prompt a line, or .jsonl with `prompt` and `prefix`."""
+    """Text file with one prompt a line, or .jsonl with `prompt`, `prefix` and
+    `seed` (of its samples, whatever the other lines are)."""
     task: Task | None = None
     """What a prompt is: a source, or text to continue. None: as the prefix learned;
     text to continue, if it does not say."""
@@ -126,7 +128,7 @@ class Shorten:
 
 
 def generate(arguments: list[str]) -> int:
-    options = tyro.cli(Generate, prog="prefix-jax generate", args=arguments)
+    options = parse(Generate, arguments, "prefix-jax generate")
     if options.prompts and options.file:
         raise InputError("prompts come from the command line or from --file; not both")
     if options.stream and options.json:
@@ -157,6 +159,8 @@ def generate(arguments: list[str]) -> int:
                     "text": one.text,
                     "log_prob": one.log_prob,
                 }
+                if line.seed is not None:
+                    record["seed"] = line.seed
                 print(json.dumps(record, ensure_ascii=False))
             else:
                 print(" ".join(one.text.splitlines()))
@@ -164,7 +168,7 @@ def generate(arguments: list[str]) -> int:
 
 
 def inspect(arguments: list[str]) -> int:
-    options = tyro.cli(Inspect, prog="prefix-jax inspect", args=arguments)
+    options = parse(Inspect, arguments, "prefix-jax inspect")
     from prefix_jax.runs.inspect import inspect_prefix
     from prefix_jax.runs.show import plot_mass, print_inspection
 
@@ -179,7 +183,7 @@ def inspect(arguments: list[str]) -> int:
 
 
 def import_(arguments: list[str]) -> int:
-    options = tyro.cli(Import, prog="prefix-jax import", args=arguments)
+    options = parse(Import, arguments, "prefix-jax import")
     from prefix_jax.runs.convert import import_
 
     with _writing(options.out):
@@ -199,7 +203,7 @@ def import_(arguments: list[str]) -> int:
 
 
 def export(arguments: list[str]) -> int:
-    options = tyro.cli(Export, prog="prefix-jax export", args=arguments)
+    options = parse(Export, arguments, "prefix-jax export")
     from prefix_jax.runs.convert import export
 
     with _writing(options.out):
@@ -224,7 +228,7 @@ def export(arguments: list[str]) -> int:
 
 
 def shorten(arguments: list[str]) -> int:
-    options = tyro.cli(Shorten, prog="prefix-jax shorten", args=arguments)
+    options = parse(Shorten, arguments, "prefix-jax shorten")
     from prefix_jax.runs.convert import shorten
 
     with _writing(options.out):

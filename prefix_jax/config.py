@@ -14,7 +14,9 @@ from prefix_jax.checks import (
     NotNegative,
     Positive,
     Section,
+    Seed,
     Share,
+    Size,
 )
 from prefix_jax.data_config import DataConfig
 from prefix_jax.errors import InputError, closest
@@ -68,14 +70,14 @@ class TrainConfig(Section):
     method: Method = "prefix"
     """What is trained: the prefix, the whole backbone, or its top two layers."""
     steps: NotNegative = 500
-    batch_size: Positive = 16
+    batch_size: Size = 16
     """Examples per optimizer step, over all devices."""
-    accumulate: Positive = 1
+    accumulate: Size = 1
     """Micro-batches that one step is cut into, to save memory."""
     normalise: Normalise = "token"
     """Divide the summed loss by target tokens, or (the paper) by sentences."""
     label_smoothing: Share = 0.0
-    seed: NotNegative = 101
+    seed: Seed = 101
     eval_every: Positive = 100
     """Steps between validations; each keeps the best prefix so far."""
     eval_batches: Positive | None = None
@@ -100,14 +102,14 @@ class DecodeConfig(Section):
     """How text is generated. Settings mean what they mean in transformers."""
 
     method: Literal["greedy", "sample", "beam"] = "greedy"
-    max_new_tokens: Positive = 100
+    max_new_tokens: Size = 100
     min_new_tokens: NotNegative = 0
     """The end token is barred before so many tokens are written."""
-    batch_size: Positive = 32
+    batch_size: Size = 32
     """Prompts decoded at a time."""
-    sequences: Positive = 1
+    sequences: Size = 1
     """Texts per prompt: draws of `sample`, or the best of the beams."""
-    beams: Positive = 5
+    beams: Size = 5
     """Width of the beam search (`beam` only, as the next two)."""
     length_penalty: float = 1.0
     """A finished text's score is its log-probability / tokens ** this."""
@@ -122,7 +124,7 @@ class DecodeConfig(Section):
     """Sample among the fewest tokens whose probabilities sum to this."""
     min_p: Chance | None = None
     """Sample among tokens at least so likely, relative to the likeliest."""
-    seed: NotNegative = 0
+    seed: Seed = 0
     repetition_penalty: Above = 1.0
     """Logits of tokens already there: divided by it if positive, else multiplied."""
     no_repeat_ngram: NotNegative = 0
@@ -173,7 +175,7 @@ class DecodeConfig(Section):
 class MeshConfig(Section):
     """The devices."""
 
-    data: Positive | None = None
+    data: Size | None = None
     """Devices the batch is split over; None: as many as can share it evenly."""
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Annotated, Literal
 
-from prefix_jax.checks import Bounds, Positive, Section
+from prefix_jax.checks import Bounds, Positive, Section, Size
 from prefix_jax.errors import InputError
 
 Split = Literal["train", "validation", "test"]
@@ -32,14 +32,14 @@ class DataConfig(Section):
     target_column: str = "target"
     prefix_column: str | None = None
     """Column that names each row's prefix, to evaluate several of them at once."""
-    max_length: Annotated[int, Bounds(least=SHORTEST_ROW)] = 256
+    max_length: Annotated[int, Bounds(least=SHORTEST_ROW, most=1_000_000)] = 256
     """Tokens of source, separator, target and end together."""
-    max_target_length: Positive | None = None
+    max_target_length: Size | None = None
     """Tokens of the target, its end not counted; None: only `max_length` limits it."""
     overflow: Literal["truncate_source", "drop", "error"] = "truncate_source"
     """What happens to an example that is too long: its source (and a target that is too
     long alone) loses its end, it is left out, or it is an error; always reported."""
-    buckets: tuple[Positive, ...] = ()
+    buckets: tuple[Size, ...] = ()
     """Padded row lengths; (): chosen from the data. Each is one compiled program."""
     limit: Positive | None = None
     """Train on the first n examples of the seeded permutation only (of the packed rows,

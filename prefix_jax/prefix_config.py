@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from prefix_jax.checks import NotNegative, Positive, Section, Share
+from prefix_jax.checks import NotNegative, Section, Share, Size
 from prefix_jax.errors import InputError
 
 PositionMode = Literal["shifted", "unshifted"]
@@ -18,7 +18,7 @@ class PrefixConfig(Section):
     """`flat`: the keys and values themselves; `mlp`: the paper's reparametrisation;
     `embedding`: vectors that the backbone reads as if they were words (prompt tuning,
     Lester et al. 2021)."""
-    length: Positive | None = 10
+    length: Size | None = 10
     """Positions. None: as many as what it starts from has."""
     layers: tuple[NotNegative, ...] | None = None
     """Only these layers, counted from 0, have the prefix; None: all."""
@@ -33,10 +33,10 @@ class PrefixConfig(Section):
     gate: bool = False
     """A softmax of its own for the prefix, times a learned number for each layer and
     head that starts at 0 (LLaMA-Adapter, Zhang et al. 2023)."""
-    nested: tuple[Positive, ...] = ()
+    nested: tuple[Size, ...] = ()
     """Shorter lengths that the first positions alone are trained for too: each step
     draws one of them, or the whole length."""
-    hidden: Positive = 512
+    hidden: Size = 512
     """Width of the MLP (`mlp` only)."""
     dropout: Share = 0.0
     """Share of prefix elements dropped at each training step."""
@@ -47,7 +47,7 @@ class PrefixConfig(Section):
     backbone gives `words`, the names in `labels` or a few training examples, from the
     stored prefix `start`, or from zeros (null). None: `examples` where there are some,
     as in every run, else `random`."""
-    examples: Positive = 3
+    examples: Size = 3
     """Training examples that `init="examples"` reads; together they fill `length`."""
     words: str = ""
     """The words of `init="words"`, for example "table-to-text:"; repeated to fill."""

@@ -197,7 +197,8 @@ def test_buckets_are_the_best(batch_size, most, seed):
         for number in range(most)
         for some in itertools.combinations(sizes[:-1], number)
     )
-    assert expected_width(chosen, lengths, batch_size) == pytest.approx(best)
+    # f64 sums of up to some thousand terms, in another order where two choices tie.
+    assert expected_width(chosen, lengths, batch_size) == pytest.approx(best, rel=1e-12)
 
 
 def test_buckets_fit_the_room():

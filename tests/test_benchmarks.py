@@ -8,6 +8,7 @@ import sys
 import jax
 import pytest
 from conftest import REPOSITORY
+from rounding import SUM
 
 from prefix_jax.model.loading import END
 
@@ -42,7 +43,7 @@ def test_perplexity_is_that_of_every_window(
     size = len(written.replace(END, "").encode())
     assert len(windows) > 1
     assert (scores["tokens"], scores["bytes"]) == (tokens, size)
-    assert scores["loss_per_token"] == pytest.approx(nll / tokens, rel=1e-5)
+    assert scores["loss_per_token"] == pytest.approx(nll / tokens, rel=SUM["rtol"])
     assert scores["perplexity_per_byte"] == pytest.approx(
-        math.exp(nll / size), rel=1e-5
+        math.exp(nll / size), rel=SUM["rtol"]
     )

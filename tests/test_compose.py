@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from kinds import KINDS, opened
 from kinds import make as make_kind
+from rounding import FEW, LOGITS
 
 from prefix_jax.errors import InputError
 from prefix_jax.model.compose import average, bank, concatenate, interpolate
@@ -35,7 +36,7 @@ def test_a_row_sees_its_own_prefix_only(backbone, make, mode):
     mixed = backbone(TEXT, bank(prefixes), prefix_ids=ids)
     for row, i in enumerate(ids):
         alone = backbone(TEXT[row : row + 1], prefixes[i])
-        np.testing.assert_allclose(mixed[row : row + 1], alone, atol=1e-5)
+        np.testing.assert_allclose(mixed[row : row + 1], alone, **LOGITS)
 
 
 def test_prefixes_of_different_layers_stand_in_one_bank(backbone):
@@ -109,7 +110,7 @@ def test_neighbouring_rows_share_a_prefix_without_a_copy(backbone, make):
     text = jnp.concatenate([TEXT[:2], TEXT[:2]])
     shared = backbone.logits(backbone.forward(text, prefix=two).hidden)
     named = backbone(text, two, prefix_ids=jnp.array([0, 0, 1, 1]))
-    np.testing.assert_allclose(shared, named, atol=1e-5)
+    np.testing.assert_allclose(shared, named, **LOGITS)
     with pytest.raises(InputError, match="2 prefixes cannot be shared by 3 rows"):
         backbone.forward(TEXT, prefix=two)
 
@@ -142,7 +143,7 @@ def test_concatenation_is_both_in_any_order(backbone, make):
     both = concatenate([a, b])
     assert both.length == both.position_offset == 5
     np.testing.assert_allclose(
-        backbone(TEXT, both), backbone(TEXT, concatenate([b, a])), atol=1e-5
+        backbone(TEXT, both), backbone(TEXT, concatenate([b, a])), **LOGITS
     )
     # The first tokens of a text, as a prefix, are the first part of the whole text's.
     words = backbone.forward(TEXT[:1], collect=True).kv
@@ -153,20 +154,20 @@ def test_concatenation_is_both_in_any_order(backbone, make):
     continued = jnp.asarray([[5, 6]])
     whole = backbone(jnp.concatenate([TEXT[:1], continued], 1))[:, 4:]
     np.testing.assert_allclose(
-        backbone(continued, concatenate([first, second])), whole, atol=2e-5
+        backbone(continued, concatenate([first, second])), whole, **LOGITS
     )
 
 
 def test_averages(make):
     a, b = make(3), make(3, 1)
     middle = average([a, b])
-    np.testing.assert_allclose(middle.keys, (a.keys + b.keys) / 2, rtol=1e-6)
+    np.testing.assert_allclose(middle.keys, (a.keys + b.keys) / 2, **FEW)
     weighted = average([a, b], [3.0, 1.0])
     np.testing.assert_allclose(
-        weighted.values, 0.75 * a.values + 0.25 * b.values, rtol=1e-5, atol=1e-7
+        weighted.values, 0.75 * a.values + 0.25 * b.values, **FEW
     )
     same = average([a, a, a])
-    np.testing.assert_allclose(same.keys, a.keys, rtol=1e-6)
+    np.testing.assert_allclose(same.keys, a.keys, **FEW)
 
 
 def test_interpolation_ends_where_it_should(make):
@@ -174,7 +175,7 @@ def test_interpolation_ends_where_it_should(make):
     np.testing.assert_array_equal(interpolate(a, b, 0.0).keys, a.keys)
     np.testing.assert_array_equal(interpolate(a, b, 1.0).keys, b.keys)
     np.testing.assert_allclose(
-        interpolate(a, b, 0.25).keys, 0.75 * a.keys + 0.25 * b.keys, atol=1e-6
+        interpolate(a, b, 0.25).keys, 0.75 * a.keys + 0.25 * b.keys, **FEW
     )
 
 

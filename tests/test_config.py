@@ -5,7 +5,10 @@ import math
 import re
 from typing import Literal, get_args, get_origin, get_type_hints
 
+import grain
+import jax
 import jaxtyping
+import numpy as np
 import pytest
 
 from prefix_jax.config import (
@@ -66,7 +69,12 @@ def test_a_typo_in_a_choice_is_refused_and_every_choice_is_taken(kind, name, val
             "10",
             'prefix.length is "10"; expected a whole number',
         ),
-        (PrefixConfig, "length", True, "True; expected a whole number >= 1, or None"),
+        (
+            PrefixConfig,
+            "length",
+            True,
+            "True; expected a whole number from 1 to 1,000,000, or None",
+        ),
         (PrefixConfig, "length", 10.0, "10.0; expected a whole number"),
         (PrefixConfig, "words", None, "None; expected text"),
         (BackboneConfig, "remat", 1, "1; expected True or False"),
@@ -124,6 +132,37 @@ def test_a_number_out_of_bounds_is_refused(kind, name, inside, outside):
     assert getattr(kind(**{name: inside}, **others), name) == inside
     with pytest.raises(InputError, match=rf"\.{name}\b.* is .*; expected"):
         kind(**{name: outside})
+
+
+def whole_numbers():
+    """Every field of every section that is a whole number."""
+    for section, kind in get_type_hints(Config).items():
+        for name, hint in get_type_hints(kind).items():
+            if int in (hint, *get_args(hint)):
+                yield pytest.param(kind, name, id=f"{section}.{name}")
+
+
+@pytest.mark.parametrize(("kind", "name"), list(whole_numbers()))
+def test_a_number_that_no_machine_holds_is_refused(kind, name):
+    """As a mistake in the field, not as an overflow or the end of the memory."""
+    for value in (2**63, -(2**63)):
+        given = (value,) if get_origin(get_type_hints(kind)[name]) is tuple else value
+        bound = re.compile(rf"\.{name}\b.* is {value}; .* from \d+ to [\d,]+")
+        with pytest.raises(InputError, match=bound):
+            kind(**{name: given})
+
+
+@pytest.mark.parametrize("name", ["train", "decode"])
+def test_every_seed_that_is_taken_makes_a_key(name):
+    most = 2**32 - 1
+    others = {"method": "sample"} if name == "decode" else {}
+    kind = get_type_hints(Config)[name]
+    seed = kind(seed=most, **others).seed
+    assert jax.random.key(seed) != jax.random.key(seed - 1)
+    np.random.default_rng(seed)
+    grain.MapDataset.range(2).seed(seed)
+    with pytest.raises(InputError, match=f"{name}.seed is {most + 1}; expected"):
+        kind(seed=most + 1, **others)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

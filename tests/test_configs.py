@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prefix_jax.cli import load_recipe
 from prefix_jax.config import Config
 from prefix_jax.errors import InputError
 from prefix_jax.learning.optim import make_optimizer
@@ -17,6 +16,7 @@ from prefix_jax.model.gpt2 import GPT2
 from prefix_jax.model.gpt2_config import GPT2Config
 from prefix_jax.model.loading import load_config
 from prefix_jax.model.prefix import init_prefix
+from prefix_jax.recipe import load_recipe
 
 REPOSITORY = Path(__file__).parents[1]
 RECIPES = sorted((REPOSITORY / "configs").glob("*.py"))

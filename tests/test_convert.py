@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 import yaml
+from rounding import LOGITS
 
 from prefix_jax.cli import main
 from prefix_jax.model.loading import load_backbone
@@ -94,7 +95,7 @@ def test_peft_loads_an_export_and_its_backbone_by_name(run, stored, tmp_path, ba
         expected = peer(input_ids=torch.tensor(tokens)).logits.numpy()
     kv = load_prefix(out, load_backbone(model))
     ours = jax.jit(lambda model, *x: model(*x))(backbone, tokens, kv)
-    np.testing.assert_allclose(ours, expected, atol=5e-5)
+    np.testing.assert_allclose(ours, expected, **LOGITS)
     assert run("export", stored, "--out", out, "--with-backbone", model)[0] == 0
 
 

@@ -112,7 +112,8 @@ def test_log_probabilities_are_those_of_the_full_pass(
         for token in generated.tokens:
             total += log_probs(ids, prefix)[token]
             ids.append(token)
-        assert generated.log_prob == pytest.approx(total, abs=1e-4)
+        # A sum down to -40, where neighbouring f32 numbers are 3.8e-6 apart.
+        assert generated.log_prob == pytest.approx(total, abs=2e-5)
 
 
 @pytest.mark.parametrize("kind", ["infix", "layers", "gate", "embedding", "all"])
@@ -190,15 +191,22 @@ def test_a_mixed_batch_equals_single_runs(backbone, tokenizer, method):
     many = [make_prefix(backbone, length=(1, 4, 7)[i % 3], seed=i) for i in range(16)]
     prompts = [PROMPTS[i % len(PROMPTS)] for i in range(16)]
     ids = np.random.default_rng(0).permutation(16)
-    settings = decode(METHODS[method])
-    mixed = generate_sequences(
-        backbone, tokenizer, prompts, prefix=bank(many), prefix_ids=ids, decode=settings
-    )
+    seeds = list(range(16)) if method == "sample" else None
+
+    def run(rows, prefix, prefix_ids=None):
+        return generate_sequences(
+            backbone,
+            tokenizer,
+            [prompts[row] for row in rows],
+            prefix=prefix,
+            prefix_ids=prefix_ids,
+            seeds=seeds and [seeds[row] for row in rows],
+            decode=decode(METHODS[method]),
+        )
+
+    mixed = run(range(16), bank(many), ids)
     for row, i in enumerate(ids):
-        # Samples are drawn by the prompt's number: it keeps its place.
-        alone = generate_sequences(
-            backbone, tokenizer, prompts, prefix=many[i], decode=settings
-        )[row]
+        [alone] = run([row], many[i])
         assert [x.tokens for x in mixed[row]] == [x.tokens for x in alone]
 
 
@@ -211,6 +219,47 @@ def test_samples_differ_by_seed_and_repeat_with_it(backbone, tokenizer):
     assert first == again
     assert first != other
     assert first[0].tokens != first[1].tokens
+
+
+SEEDS = [7, None, 2**32 - 1, 7]
+
+
+def test_a_prompt_with_a_seed_is_sampled_as_if_alone(backbone, tokenizer):
+    """Whatever its batch, and as `decode.seed` samples it by itself."""
+
+    def run(prompts, seeds=None, **others):
+        settings = decode(METHODS["sample"], **others)
+        return [
+            [x.tokens for x in row]
+            for row in generate_sequences(
+                backbone, tokenizer, prompts, seeds=seeds, decode=settings
+            )
+        ]
+
+    together = run(PROMPTS, SEEDS)
+    for i, seed in enumerate(SEEDS):
+        if seed is not None:
+            assert run(PROMPTS[i : i + 1], seed=seed) == together[i : i + 1]
+            assert run(PROMPTS[i : i + 1], [seed], seed=1) == together[i : i + 1]
+    assert run(PROMPTS)[1] == together[1]
+    assert run(PROMPTS[::-1], SEEDS[::-1], batch_size=3)[0] == together[-1]
+    assert run(PROMPTS[:1] * 2, [7, 8])[1] != together[0]
+
+
+@pytest.mark.parametrize(
+    ("seeds", "settings", "message"),
+    [
+        ([1], {"method": "sample"}, "there are 1 seeds for 4 prompts"),
+        ([1, 2, 3, -1], {"method": "sample"}, r"seeds\[3\] is -1; expected .* from 0"),
+        ([1, 2, 3, 2**32], {"method": "sample"}, r"seeds\[3\] is 4294967296; exp"),
+        ([1, 2, 3, True], {"method": "sample"}, r"seeds\[3\] is True; expected"),
+        (SEEDS, {}, 'seeds were given but decode.method is "greedy"'),
+    ],
+)
+def test_seeds_that_cannot_be_used(backbone, tokenizer, seeds, settings, message):
+    settings = decode(DecodeConfig(**settings))
+    with pytest.raises(InputError, match=message):
+        generate(backbone, tokenizer, PROMPTS, seeds=seeds, decode=settings)
 
 
 def test_a_stop_string_ends_a_text_before_it(backbone, tokenizer):

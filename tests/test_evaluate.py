@@ -5,6 +5,7 @@ import re
 
 import jax
 import pytest
+from rounding import SUM
 
 from prefix_jax.cli import main
 from prefix_jax.model.prefix import init_prefix
@@ -70,7 +71,7 @@ def test_without_a_column_each_is_scored_on_every_row(evaluate, folders):
         assert alone["outputs_test_alone.jsonl"] == files[f"outputs_test_{name}.jsonl"]
         found = json.loads(files[f"evaluation_test_{name}.json"])
         expected = json.loads(alone["evaluation_test_alone.json"])
-        assert found["loss"] == pytest.approx(expected["loss"], rel=1e-6)
+        assert found["loss"] == pytest.approx(expected["loss"], rel=SUM["rtol"])
         assert found["sources"] == expected["sources"] == 4
 
 

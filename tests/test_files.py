@@ -3,10 +3,15 @@
 import json
 import math
 import os
+import stat
 
+import numpy as np
 import pytest
 
+from prefix_jax.model.tensor_files import save_tensors
+from prefix_jax.model.weights import save_backbone
 from prefix_jax.storage.files import replaced, write_json, write_text
+from prefix_jax.storage.log import MetricsLog
 
 
 class Crash(Exception):
@@ -76,3 +81,27 @@ def test_what_a_killed_process_left_beside_is_no_hindrance(tmp_path):
     with replaced(folder) as fresh:
         (fresh / "a").write_text("a")
     assert names(folder) == ["a"] and names(tmp_path) == ["best"]
+
+
+@pytest.fixture
+def umask():
+    """Sets the process's umask for a test."""
+    before = os.umask(0o077)
+    yield os.umask
+    os.umask(before)
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o027, 0o077])
+def test_the_umask_says_who_may_read(tmp_path, umask, mask, small, tokenizer):
+    """Whoever writes: we, safetensors or transformers; whole folders too."""
+    umask(mask)
+    write_json(tmp_path / "a.json", {})
+    save_tensors({"x": np.zeros(2)}, tmp_path / "x.safetensors")
+    with replaced(tmp_path / "best") as fresh:
+        save_backbone(fresh, small)
+        tokenizer.save_pretrained(fresh)
+    with MetricsLog(tmp_path):
+        pass
+    for path in tmp_path.rglob("*"):
+        most = 0o777 if path.is_dir() else 0o666
+        assert stat.S_IMODE(path.stat().st_mode) == most & ~mask, path

@@ -1,5 +1,6 @@
 """What the command line's `generate` makes of a stored prefix and of prompts."""
 
+import dataclasses
 import json
 
 import jax
@@ -12,7 +13,7 @@ from prefix_jax.decoding.generate import generate
 from prefix_jax.errors import InputError
 from prefix_jax.model.prefix import init_prefix
 from prefix_jax.prefix_config import PrefixConfig
-from prefix_jax.runs.generate import Line, open_writer
+from prefix_jax.runs.generate import Line, open_writer, read_prompts
 from prefix_jax.storage.artifact import save_prefix
 
 DECODE = DecodeConfig(max_new_tokens=6)
@@ -105,3 +106,38 @@ def test_a_prefix_of_peft_continues_text(store, expected, model_folder):
 def test_a_prompt_that_is_too_long_is_not_cut(store):
     with pytest.raises(InputError, match=r"prefix 3 \+ prompt \d+ \+ .* exceeds"):
         write(["Mill " * 40], prefix=store(task="table_to_text"), decode=DECODE)
+
+
+def test_a_line_with_a_seed_is_sampled_as_if_alone(store, tmp_path):
+    writer = open_writer([str(store())], None, None)
+    sampled = dataclasses.replace(DECODE, method="sample")
+    file = tmp_path / "rows.jsonl"
+    rows = [{"prompt": "The mill"}, {"prompt": "The river", "seed": 5}]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    lines = read_prompts(file)
+    assert lines == [Line("The mill"), Line("The river", seed=5)]
+    [_, [written]] = writer.write(lines, sampled)
+    [[alone]] = writer.write(lines[1:], sampled)
+    assert alone.tokens == written.tokens
+    assert "".join(writer.stream(lines[1], sampled)).strip() == written.text
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (
+            '{"prompt": "x", "seed": "5"}',
+            'line 1: seed is "5"; expected a whole number',
+        ),
+        ('{"prompt": "x", "seed": -1}', "line 1: seed is -1; expected .* from 0 to"),
+        ('{"prompt": "x", "prefix": 5}', "line 1: prefix is 5; expected text, or None"),
+        ('{"prompt": "x", "sed": 5}', 'unknown field "sed"; did you mean "seed"'),
+        ('{"prefix": "x"}', "line 1: expected .* got"),
+        ("[1]", "line 1: expected .* got"),
+        ("{", "line 1: not valid JSON"),
+    ],
+)
+def test_a_row_that_is_no_prompt(tmp_path, row, message):
+    (tmp_path / "rows.jsonl").write_text(row + "\n")
+    with pytest.raises(InputError, match=message):
+        read_prompts(tmp_path / "rows.jsonl")

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rounding import SUM
 
 from prefix_jax.cli import main
 from prefix_jax.errors import InputError
@@ -57,10 +58,10 @@ def test_norms_sizes_and_attention(folder, backbone, tokenizer, kv):
     for number, layer in enumerate(found.layers):
         own = np.concatenate([x[number].ravel() for x in norms]).mean()
         expected = np.linalg.norm(kv.keys[number], axis=-1).mean()
-        assert layer.key_norm == pytest.approx(expected, rel=1e-5)
-        assert layer.key_ratio == pytest.approx(expected / own, rel=1e-5)
+        assert layer.key_norm == pytest.approx(expected, rel=SUM["rtol"])
+        assert layer.key_ratio == pytest.approx(expected / own, rel=SUM["rtol"])
         mass = np.concatenate([x[number, 0] for x in seen], axis=-1).mean(-1)
-        np.testing.assert_allclose(layer.mass, mass, rtol=1e-4)
+        np.testing.assert_allclose(layer.mass, mass, **SUM)
 
 
 def run(capsys, *arguments):

@@ -12,8 +12,11 @@ PACKAGE = Path(prefix_jax.__file__).parent
 # From the top: a module may import from its own floor and from those below.
 FLOORS = [
     "__init__",
+    "__main__",
     "cli",
+    "cli_recipes",
     "cli_prefixes",
+    "cli_options",
     "runs",
     "storage",
     "scoring",
@@ -22,6 +25,7 @@ FLOORS = [
     "data",
     "model",
     "mesh",
+    "recipe",
     "config",
     "data_config",
     "prefix_config",

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rounding import FEW, LOGITS
 
 from prefix_jax.errors import InputError
 from prefix_jax.model.kv import KV
@@ -40,7 +41,7 @@ def test_starts_as_the_activations_of_its_words(backbone, tokenizer, kind):
     prefix = init_prefix(backbone, config, key=KEY, tokenizer=tokenizer)
     text = jnp.asarray([[40, 41, 42, 43]])
     with_words = backbone(jnp.concatenate([ids, text], 1))[:, ids.shape[1] :]
-    np.testing.assert_allclose(backbone(text, prefix()), with_words, atol=2e-5)
+    np.testing.assert_allclose(backbone(text, prefix()), with_words, **LOGITS)
 
 
 @pytest.mark.parametrize("kind", ["flat", "mlp"])
@@ -85,7 +86,7 @@ def test_text_repeats_to_the_length(backbone):
     whole = make(backbone, init="examples", tokens=[TEXT, TEXT], length=None)()
     assert whole.length == 2 * len(TEXT)
     long = make(backbone, init="examples", tokens=[TEXT], length=2 * len(TEXT))()
-    np.testing.assert_allclose(long.keys, whole.keys, atol=1e-6)
+    np.testing.assert_allclose(long.keys, whole.keys, **FEW)
 
 
 @pytest.mark.parametrize("kind", ["flat", "mlp"])
@@ -95,7 +96,7 @@ def test_folded_equals_unfolded(backbone, kind):
     folded = KV(jnp.asarray(prefix().keys), jnp.asarray(prefix().values))
     text = jnp.asarray([[1, 2, 3]])
     logits = jax.jit(lambda p: backbone(text, p()))(prefix)
-    np.testing.assert_allclose(logits, backbone(text, folded), atol=1e-5)
+    np.testing.assert_allclose(logits, backbone(text, folded), **LOGITS)
 
 
 def test_dropout_drops_elements_only_when_given_a_key(backbone):
@@ -104,7 +105,7 @@ def test_dropout_drops_elements_only_when_given_a_key(backbone):
     share = float((dropped == 0).mean())
     assert abs(share - 0.25) < 0.03
     np.testing.assert_allclose(
-        dropped[dropped != 0], (whole / 0.75)[dropped != 0], rtol=1e-6
+        dropped[dropped != 0], (whole / 0.75)[dropped != 0], **FEW
     )
     again = prefix(key=KEY).keys
     np.testing.assert_array_equal(dropped, again)

@@ -7,6 +7,7 @@ from prefix_jax.config import Config, MeshConfig, TrainConfig
 from prefix_jax.data_config import DataConfig
 from prefix_jax.errors import InputError
 from prefix_jax.mesh import make_mesh
+from prefix_jax.model.weights import fingerprint
 from prefix_jax.runs.prepare import Setup, prepare
 
 
@@ -27,7 +28,8 @@ def rows(backbone, tokenizer, tmp_path):
             ),
             train=TrainConfig(seed=seed),
         )
-        setup = Setup(config, backbone, tokenizer, make_mesh(MeshConfig(data=1)))
+        mesh = make_mesh(MeshConfig(data=1))
+        setup = Setup(config, backbone, tokenizer, mesh, fingerprint(backbone))
         return [tuple(row.tokens) for row in setup.rows(split).rows]
 
     return rows

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rounding import STEPS, SUM
 
 from prefix_jax.config import MeshConfig, OptimConfig, TrainConfig
 from prefix_jax.learning.loss import divisor, loss_sums
@@ -141,14 +142,14 @@ def test_accumulated_equals_whole(backbone, normalise):
     """Law 7: 4 micro-batches of 2 rows are one batch of 8."""
     one, losses = run(backbone, normalise=normalise)
     four, again = run(backbone, normalise=normalise, accumulate=4)
-    np.testing.assert_allclose(losses, again, rtol=1e-5)
-    chex.assert_trees_all_close(one.trainable, four.trainable, rtol=1e-7, atol=2e-4)
+    np.testing.assert_allclose(losses, again, **SUM)
+    chex.assert_trees_all_close(one.trainable, four.trainable, **STEPS)
 
 
 def test_mesh_of_one_equals_no_mesh(backbone):
     plain, _ = run(backbone)
     meshed, _ = run(backbone, mesh=make_mesh(MeshConfig(data=1)))
-    chex.assert_trees_all_close(plain.trainable, meshed.trainable, rtol=1e-7, atol=1e-6)
+    chex.assert_trees_all_close(plain.trainable, meshed.trainable, **STEPS)
 
 
 def test_loss_is_that_of_the_target_tokens_only(backbone):
@@ -163,7 +164,7 @@ def test_loss_is_that_of_the_target_tokens_only(backbone):
                 expected += np.log(np.exp(z - z.max()).sum()) + z.max()
                 expected -= z[batch["tokens"][row, t]]
     sums = loss_sums(backbone, None, batch)
-    np.testing.assert_allclose(sums.nll, expected, rtol=1e-5)
+    np.testing.assert_allclose(sums.nll, expected, **SUM)
     assert divisor(batch, "token") == batch["loss_mask"][:, 1:].sum()
     assert divisor(batch, "sentence") == ROWS
 
@@ -177,7 +178,7 @@ def test_label_smoothing_against_optax(backbone):
     expected = optax.softmax_cross_entropy(logits, labels)
     expected = jnp.sum(expected * batch["loss_mask"][:, 1:])
     sums = loss_sums(backbone, None, batch, label_smoothing=0.1)
-    np.testing.assert_allclose(sums.smoothed, expected, rtol=1e-5)
+    np.testing.assert_allclose(sums.smoothed, expected, **SUM)
 
 
 def test_empty_rows_change_nothing(backbone):
@@ -189,7 +190,7 @@ def test_empty_rows_change_nothing(backbone):
     }
     evaluate = make_eval_step()
     small, large = evaluate(backbone, None, batch), evaluate(backbone, None, filled)
-    np.testing.assert_allclose(small["nll"], large["nll"], rtol=1e-6)
+    np.testing.assert_allclose(small["nll"], large["nll"], **SUM)
     assert small["tokens"] == large["tokens"]
 
 
@@ -202,8 +203,8 @@ def test_eight_devices_equal_one(backbone, eight):
     """Law 7, to f32 rounding: the order of the sums differs."""
     one, losses = run(backbone)
     many, again = run(backbone, mesh=eight)
-    np.testing.assert_allclose(losses, again, rtol=1e-5)
-    chex.assert_trees_all_close(one.trainable, many.trainable, rtol=1e-7, atol=2e-4)
+    np.testing.assert_allclose(losses, again, **SUM)
+    chex.assert_trees_all_close(one.trainable, many.trainable, **STEPS)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -4,11 +4,13 @@ import json
 import os
 import pickle
 import re
+import resource
 import shutil
 import sys
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from folders import TOKENS, assert_same, random_backbone
 from safetensors.numpy import load_file
@@ -16,6 +18,7 @@ from safetensors.numpy import load_file
 from prefix_jax.errors import InputError
 from prefix_jax.model.gpt2_config import GPT2Config
 from prefix_jax.model.loading import load_backbone
+from prefix_jax.model.tensor_files import save_tensors
 from prefix_jax.model.weights import save_backbone
 
 # With PyTorch.
@@ -172,3 +175,13 @@ def test_what_transformers_saves_in_shards_is_read(torch, tmp_path):
     model.save_pretrained(tmp_path, max_shard_size="1KB")
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
     assert_same(load_backbone(tmp_path), random_backbone())
+
+
+def test_a_disk_that_is_full_is_an_error_of_the_system(tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"x\.safetensors could not be written"):
+            save_tensors({"x": np.zeros(1000)}, tmp_path / "x.safetensors")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -1,6 +1,7 @@
 """Rows say what the contract says, and nothing is cut or dropped uncounted."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -104,6 +105,9 @@ def test_counts_add_up(tokenizer, examples, max_length, max_target_length):
         kept = encode_examples(examples, tokenizer, drop)
         expected = [r for r, fits in zip(free.rows, whole, strict=True) if fits]
         assert kept.report.dropped == len(whole) - len(expected)
+        owners = [example for example in examples for _ in example.references]
+        there = set(itertools.compress(owners, whole))
+        assert kept.examples == tuple(e for e in examples if e in there)
         assert all(
             np.array_equal(a.tokens, b.tokens)
             for a, b in zip(kept.rows, expected, strict=True)

@@ -65,6 +65,8 @@ class Encoded:
     """Rows in the order of the examples and their references, and a report."""
 
     rows: tuple[Row, ...]
+    examples: tuple[Example, ...]
+    """Those that have a row: all, but with `drop`."""
     report: Report
 
 
@@ -109,6 +111,8 @@ def encode_examples(
     bos, eos = separators(tokenizer)
     sources = _encode_distinct([example.source for example in examples], tokenizer)
     pairs = [(e.source, text, e.prefix) for e in examples for text in e.references]
+    owners = [i for i, e in enumerate(examples) for _ in e.references]
+    kept: dict[int, Example] = {}
     targets = _encode_distinct([text for _, text, _ in pairs], tokenizer)
 
     most = config.max_length - 2  # tokens of source and target together
@@ -131,6 +135,7 @@ def encode_examples(
             truncated_sources += 1
         tokens = np.concatenate([source, [bos], target, end]).astype(np.int32)
         rows.append(Row(tokens, np.arange(len(tokens)) > len(source), prefix))
+        kept[owners[number]] = examples[owners[number]]
 
     if over and (config.overflow == "error" or not rows):
         limits = f"data.max_length {config.max_length}"
@@ -152,7 +157,7 @@ def encode_examples(
         tokens=sum(len(row.tokens) for row in rows),
         target_tokens=sum(int(row.loss_mask.sum()) for row in rows),
     )
-    return Encoded(tuple(rows), report)
+    return Encoded(tuple(rows), tuple(kept.values()), report)
 
 
 def encode_prompts(

@@ -24,6 +24,7 @@ def generate(
     *,
     prefix: KV | None = None,
     prefix_ids: Sequence[int] | Int[np.ndarray, "_"] | None = None,
+    seeds: Sequence[int | None] | None = None,
     decode: DecodeConfig = DecodeConfig(),
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[str]:
@@ -37,6 +38,7 @@ def generate(
         prompts,
         prefix=prefix,
         prefix_ids=prefix_ids,
+        seeds=seeds,
         decode=decode,
         progress=progress,
     )
@@ -50,6 +52,7 @@ def generate_sequences(
     *,
     prefix: KV | None = None,
     prefix_ids: Sequence[int] | Int[np.ndarray, "_"] | None = None,
+    seeds: Sequence[int | None] | None = None,
     decode: DecodeConfig = DecodeConfig(),
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[list[Generated]]:
@@ -58,12 +61,15 @@ def generate_sequences(
     Prompts are texts, in which special tokens are text like any other, or token ids (as
     `data.encode_prompts` makes them in the format a task was trained with). With a bank
     of prefixes (`compose.bank`), `prefix_ids` says which is each prompt's. A prompt's
-    texts do not depend on the other prompts, but samples on its number among them.
-    `progress` hears how many are done.
-    Raises InputError for an unknown prefix, and where prefix + prompt + new tokens
-    exceed the backbone's positions.
+    texts do not depend on the other prompts, but samples on its number among them;
+    with `seeds`, one for each prompt, not even on that: they are what `decode.seed`
+    gives the prompt alone (None: as without). `progress` hears how many are done.
+    Raises InputError for an unknown prefix, where prefix + prompt + new tokens exceed
+    the backbone's positions, and for seeds that nothing would use.
     """
-    request = Request.make(backbone, tokenizer, prompts, prefix, prefix_ids, decode)
+    request = Request.make(
+        backbone, tokenizer, prompts, prefix, prefix_ids, decode, seeds
+    )
     texts: list[list[Generated]] = [[] for _ in request.prompts]
     for batch in request.batches():
         for number, sequences in zip(batch, request.write(batch), strict=True):

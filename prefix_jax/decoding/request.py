@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Array, Int, Key
 from transformers import PreTrainedTokenizerBase
 
+from prefix_jax.checks import Seed, check
 from prefix_jax.config import DecodeConfig
 from prefix_jax.data.tokens import encode_texts
 from prefix_jax.decoding.beam import beam_search
@@ -51,6 +52,8 @@ class Request:
     prompts: list[list[int]]
     prefix: KV | None
     prefix_ids: np.ndarray | None
+    keys: Key[Array, " N"]
+    """One for each prompt: what it draws depends on no other."""
     decode: DecodeConfig
     rules: Rules
     stops: jax.Array | None
@@ -64,6 +67,7 @@ class Request:
         prefix: KV | None,
         prefix_ids: Sequence[int] | Int[np.ndarray, "_"] | None,
         decode: DecodeConfig,
+        seeds: Sequence[int | None] | None = None,
     ) -> "Request":
         """Raises InputError as `generate` says."""
         ids = _encode(prompts, tokenizer)
@@ -78,8 +82,17 @@ class Request:
             prefix = prefix.cast(backbone.dtype, rows=1)
         if prefix is None or prefix.number == 1:
             chosen = None
+        keys = _keys(seeds, len(ids), decode)
         return cls(
-            _unrolled(backbone), tokenizer, ids, prefix, chosen, decode, rules, stops
+            _unrolled(backbone),
+            tokenizer,
+            ids,
+            prefix,
+            chosen,
+            keys,
+            decode,
+            rules,
+            stops,
         )
 
     def batches(self) -> Iterator[list[int]]:
@@ -98,13 +111,12 @@ class Request:
             ids = np.zeros(rows, np.int32)
             ids[: len(batch)] = self.prefix_ids[batch]
             prefix = prefix.select(jnp.asarray(ids))
-        seed = jax.random.key(self.decode.seed)
         numbers = jnp.asarray(batch + [0] * (rows - len(batch)))
         return {
             "prefix": prefix,
             "tokens": jnp.asarray(tokens),
             "mask": jnp.asarray(mask),
-            "keys": jax.vmap(lambda number: jax.random.fold_in(seed, number))(numbers),
+            "keys": self.keys[numbers],
             "stops": self.stops,
         }
 
@@ -244,6 +256,31 @@ def _check_ids(prefix, prefix_ids, number) -> np.ndarray:
             f"{prefix.number} (0 to {prefix.number - 1})"
         )
     return ids.astype(np.int32)
+
+
+def _keys(
+    seeds: Sequence[int | None] | None, number: int, decode: DecodeConfig
+) -> Key[Array, " N"]:
+    """Of prompt i: its own seed's first, or else the i-th of `decode.seed`."""
+    if seeds is None:
+        seeds = [None] * number
+    elif decode.method != "sample":
+        raise InputError(
+            f'seeds were given but decode.method is "{decode.method}"; they are for '
+            '"sample" only'
+        )
+    if len(seeds) != number:
+        raise InputError(
+            f"there are {len(seeds)} seeds for {number} prompts; give one for each, "
+            "None where decode.seed is to hold"
+        )
+    for i, seed in enumerate(seeds):
+        check(f"seeds[{i}]", seed, Seed | None)
+    pairs = [
+        (decode.seed, i) if seed is None else (seed, 0) for i, seed in enumerate(seeds)
+    ]
+    given, order = np.array(pairs, np.uint32).reshape(-1, 2).T
+    return jax.vmap(lambda s, i: jax.random.fold_in(jax.random.key(s), i))(given, order)
 
 
 def _check_room(ids, prompts, prefix, prefix_ids, backbone, decode):

@@ -20,11 +20,12 @@ class LossSums(NamedTuple):
     """Sums over a batch, so that micro-batches and devices add up exactly."""
 
     nll: Float[Array, ""]
-    """Negative log-likelihood of the target tokens, nats; for reading (no gradient)."""
+    """Negative log-likelihood of the target tokens, nats."""
     smoothed: Float[Array, ""]
-    """The same with label smoothing: what training minimises, and has a gradient."""
+    """The same with label smoothing: what training minimises. Take gradients of this:
+    with label smoothing, the other sums have none."""
     row_nll: Float[Array, " B"]
-    """`nll` of each row."""
+    """`nll` of each row, for reading: it has no gradient."""
 
 
 def loss_sums(
@@ -55,7 +56,8 @@ def loss_sums(
             label_smoothing,
         )
     smoothed, row_nll = cast(tuple[Array, Array], sums)
-    return LossSums(jnp.sum(row_nll), smoothed, row_nll)
+    nll = smoothed if label_smoothing == 0 else jnp.sum(row_nll)
+    return LossSums(nll, smoothed, row_nll)
 
 
 def divisor(batch: Batch, normalise: Literal["token", "sentence"]) -> Float[Array, ""]:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from prefix_jax.errors import InputError
 
@@ -31,6 +32,11 @@ class Stored(NamedTuple):
     dtype: str
     """safetensors' name of it; see `FLOATS`."""
     read: Callable[[], Float[np.ndarray, "..."]]
+
+    def read_f32(self) -> Float[np.ndarray, "..."]:
+        """In f32; numbers beyond its range become infinite."""
+        with np.errstate(over="ignore"):
+            return np.asarray(self.read(), np.float32)
 
 
 def open_tensors(
@@ -58,6 +64,21 @@ def open_tensors(
         f"no weights in {source}: expected {names} (or its .index.json with shards), "
         f"or {stems[-1]}{PICKLE}; found {held or 'nothing'}"
     )
+
+
+def save_tensors(tensors: Mapping[str, np.ndarray], path: Path) -> None:
+    """Write a safetensors file as transformers and PEFT do, which the umask governs.
+
+    Raises OSError where that fails.
+    """
+    # safetensors makes a file of its own, which nobody else may read, and renames it.
+    path.touch()
+    mode = path.stat().st_mode
+    try:
+        save_file(dict(tensors), path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(f"{path} could not be written: {error}") from error
+    path.chmod(mode)
 
 
 def read_json(path: Path) -> dict:
@@ -146,7 +167,8 @@ def _open_pickle(path: Path) -> dict[str, Stored]:
             f"{path} holds more than tensors, and loading it could run code; refused: "
             "ask its author for safetensors"
         ) from None
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
+    # On bytes that are no pickle its machine fails in any way there is.
+    except Exception as error:
         raise InputError(
             f"{path} is not a PyTorch file that can be read: {_first_line(error)}; "
             f"convert the folder to safetensors:\n  {_conversion(path.parent)}"

@@ -21,12 +21,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
-from safetensors.numpy import save_file
 
 from prefix_jax.errors import InputError
 from prefix_jax.model.gpt2 import GPT2
 from prefix_jax.model.gpt2_config import GPT2Config
-from prefix_jax.model.tensor_files import FLOATS, Stored
+from prefix_jax.model.tensor_files import FLOATS, Stored, save_tensors
 
 # Hugging Face's names without the prefix `transformer.`, which only the head lacks.
 _TOP = {
@@ -79,7 +78,7 @@ def save_backbone(folder: str | Path, backbone: GPT2) -> None:
         name if name == "lm_head.weight" else f"transformer.{name}": tensor
         for name, tensor in _tensors(backbone).items()
     }
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    save_tensors(tensors, folder / "model.safetensors")
     values = {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",

@@ -13,8 +13,9 @@ from prefix_jax.data.tasks import Split
 from prefix_jax.errors import InputError
 from prefix_jax.runs.evaluate import Evaluation, check_limit, score, write_evaluation
 from prefix_jax.runs.prepare import prepare
+from prefix_jax.runs.record import check_folder
 from prefix_jax.runs.result import load_result, stored_bytes
-from prefix_jax.runs.train import train
+from prefix_jax.runs.train import train_prepared
 from prefix_jax.runs.validate import Written
 from prefix_jax.storage.files import write_json
 from prefix_jax.storage.log import plot_curves
@@ -70,6 +71,9 @@ def compare(
     check_limit(limit)
     if not methods:
         raise InputError(f"there is no method to compare; name some of {list(LABELS)}")
+    for method in methods:
+        check_folder(workdir / method)
+    loaded = prepare(config)
     rows: list[Row] = []
     texts: dict[Compared, Written] = {}
     for method in methods:
@@ -84,11 +88,11 @@ def compare(
             train=dataclasses.replace(
                 config.train, method=method if tuned else "prefix"
             ),
-        ).resolved()
-        outcome = train(run_config, workdir / method, console) if tuned else None
+        )
+        setup = loaded.of(run_config)
+        outcome = train_prepared(setup, workdir / method, console) if tuned else None
         if outcome is not None and not outcome.finished:
             return None
-        setup = prepare(run_config)
         backbone, prefix = (
             load_result(workdir / method / "best", setup)
             if tuned
@@ -106,7 +110,7 @@ def compare(
                 trained=outcome.trained if outcome else 0,
                 share=outcome.share if outcome else 0.0,
                 stored_bytes=stored_bytes(workdir / method / "best") if tuned else 0,
-                learning_rate=run_config.optim.learning_rate if tuned else None,
+                learning_rate=setup.config.optim.learning_rate if tuned else None,
                 step=outcome.best.step if outcome else 0,
                 validation_loss=outcome.best.loss if outcome else None,
                 seconds=round(outcome.seconds, 1) if outcome else 0.0,

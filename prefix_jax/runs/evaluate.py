@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from rich.console import Console
-from rich.progress import Progress
 
 from prefix_jax.config import Config
 from prefix_jax.data.tasks import Example, Split
@@ -16,6 +15,7 @@ from prefix_jax.model.gpt2 import GPT2
 from prefix_jax.model.kv import KV
 from prefix_jax.runs.prefixes import load_bank
 from prefix_jax.runs.prepare import Rows, Setup, prepare
+from prefix_jax.runs.progress import counting
 from prefix_jax.runs.record import check_folder
 from prefix_jax.runs.result import load_result
 from prefix_jax.runs.validate import Validation, Validator, Written, write_each
@@ -115,7 +115,9 @@ def evaluate_prefixes(
             f"no row of {split} names the prefix {', '.join(idle)} in its column "
             f'"{config.data.prefix_column}" (data.prefix_column); leave it out'
         )
-    validations = Validator(setup, held_out, prefixes=names).each(setup.backbone, bank)
+    validator = Validator(setup, held_out, prefixes=names)
+    with counting(f"loss on {split}", len(validator), console) as progress:
+        validations = validator.each(setup.backbone, bank, progress)
     groups = [
         [example for example in held_out.examples if example.prefix == name][:limit]
         for name in names
@@ -139,7 +141,9 @@ def score(
 ) -> tuple[Evaluation, Written]:
     """Measure a backbone with or without a prefix on a split."""
     held_out = setup.rows(split)
-    validation = Validator(setup, held_out)(backbone, prefix)
+    validator = Validator(setup, held_out)
+    with counting(f"loss on {split}", len(validator), console) as progress:
+        validation = validator(backbone, prefix, progress=progress)
     [scored] = _write(
         setup,
         backbone,
@@ -177,16 +181,8 @@ def _write(
     """Write the texts of each prefix's examples, and put its scores together."""
     total = sum(len(group) for group in groups)
     decode = setup.config.decode
-    with Progress(console=console, transient=True) as progress:
-        task = progress.add_task(f"writing {split}", total=total)
-        written = write_each(
-            setup,
-            backbone,
-            bank,
-            groups,
-            decode,
-            lambda done: progress.advance(task, done),
-        )
+    with counting(f"writing {split}", total, console) as progress:
+        written = write_each(setup, backbone, bank, groups, decode, progress)
     if cut := sum(one.cut_sources for one in written):
         console.print(
             f"{cut:,} of {total:,} sources were cut short to leave room for "

@@ -5,12 +5,13 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args, get_type_hints
 
 from jaxtyping import Int32
 from numpy import ndarray
 from transformers import PreTrainedTokenizerFast
 
+from prefix_jax.checks import Seed, check
 from prefix_jax.config import DecodeConfig
 from prefix_jax.data.e2e import linearise
 from prefix_jax.data.files import read_lines
@@ -43,6 +44,8 @@ class Line:
     prompt: str
     prefix: str | None = None
     """Name of the prefix to write it with; None: the only one."""
+    seed: Seed | None = None
+    """Of its samples; None: decode.seed and its number."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,12 +79,14 @@ class Writer:
                 "there is no prompt; give one on the command line, a --file, or lines "
                 "on standard input"
             )
+        seeds = [line.seed for line in lines]
         found = generate_sequences(
             self.backbone,
             self.tokenizer,
             self._prompts(lines),
             prefix=self.prefixes,
             prefix_ids=self._ids(lines) if self.prefixes is not None else None,
+            seeds=seeds if any(seed is not None for seed in seeds) else None,
             decode=decode,
             progress=progress,
         )
@@ -95,6 +100,8 @@ class Writer:
         prefix = self.prefixes
         if prefix is not None and prefix.number > 1:
             raise InputError("streaming takes one --prefix; name only the one to use")
+        if line.seed is not None:
+            decode = dataclasses.replace(decode, seed=line.seed)
         pieces = stream(
             self.backbone,
             self.tokenizer,
@@ -188,7 +195,7 @@ def read_prompts(file: Path | None) -> list[Line]:
     """Lines of a file, or of standard input; blank ones are left out.
 
     A `.jsonl` file has objects with `prompt` and, where there are several prefixes,
-    `prefix`. Raises InputError with file and line.
+    `prefix`; a `seed` is its samples' own. Raises InputError with file and line.
     """
     if file is None:
         if sys.stdin.isatty():
@@ -211,13 +218,15 @@ def _json_line(text: str, place: str) -> Line:
         raise InputError(f"{place}: not valid JSON: {error}") from error
     if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
         raise InputError(
-            f'{place}: expected {{"prompt": "...", "prefix": "NAME"}}; got {text[:80]}'
+            f'{place}: expected {{"prompt": "...", "prefix": "NAME", "seed": 0}}, of '
+            f"which the last two may be left out; got {text[:80]}"
         )
-    if unknown := set(row) - {"prompt", "prefix"}:
-        raise InputError(
-            f'{place}: unknown field "{min(unknown)}"'
-            f"{closest(min(unknown), ('prompt', 'prefix'))}; expected prompt and prefix"
-        )
-    if not isinstance(row.get("prefix"), str | None):
-        raise InputError(f"{place}: prefix is {row['prefix']!r}; expected a name")
-    return Line(row["prompt"], row.get("prefix"))
+    fields = get_type_hints(Line, include_extras=True)
+    for name, value in row.items():
+        if name not in fields:
+            raise InputError(
+                f'{place}: unknown field "{name}"{closest(name, fields)}; expected '
+                f"{', '.join(fields)}"
+            )
+        check(f"{place}: {name}", value, fields[name])
+    return Line(**row)

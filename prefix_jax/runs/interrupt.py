@@ -1,8 +1,14 @@
-"""Ctrl-C and SIGTERM between steps rather than inside one."""
+"""Ctrl-C and SIGTERM: at once, or between steps rather than inside one."""
 
+import contextlib
+import os
 import signal
+import sys
 import threading
 from types import FrameType
+
+INTERRUPTED = 128 + signal.SIGINT
+"""Exit status, as a shell has it."""
 
 
 class Interrupt:
@@ -34,3 +40,23 @@ class Interrupt:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
+
+
+def end_at_once() -> None:
+    """From now on SIGINT ends the process, with one line and status 130.
+
+    KeyboardInterrupt does not do it: raised in a callback of the garbage collector it
+    is lost, and the interpreter crashes when it takes down extension modules that were
+    half loaded. Files are replaced whole (`storage.files`), so nothing is torn apart.
+    """
+    signal.signal(signal.SIGINT, _end)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    with contextlib.suppress(Exception):  # interrupted inside a flush, or closed
+        sys.stdout.flush()
+    # A progress bar has hidden the cursor.
+    shown = b"\x1b[?25h" if os.isatty(2) else b""
+    with contextlib.suppress(OSError):
+        os.write(2, shown + b"interrupted\n")
+    os._exit(INTERRUPTED)

@@ -40,7 +40,7 @@ class Rows:
 
     rows: Sequence[Row]
     examples: Sequence[Example]
-    """What the rows were made of; empty for language modelling."""
+    """What the rows are of, without what was dropped; () in language modelling."""
     report: str
     """How many rows and tokens there are, and what was cut or dropped."""
     buckets: tuple[int, ...]
@@ -64,11 +64,26 @@ class Setup:
     backbone: GPT2
     tokenizer: PreTrainedTokenizerFast
     mesh: Mesh
+    fingerprint: str
+    """Identifies the backbone's configuration and weights."""
+    _rows: dict[tuple[Split, tuple[str, ...]], Rows] = dataclasses.field(
+        default_factory=dict, repr=False
+    )
+    """Those that were asked for, shared by all setups `of` this one."""
 
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        """Identifies the backbone's configuration and weights."""
-        return fingerprint(self.backbone)
+    def of(self, config: Config) -> "Setup":
+        """Another run on the same backbone, data and devices: nothing is loaded again.
+
+        Raises ValueError for a recipe that needs others.
+        """
+        mine, other = self.config, config.resolved()
+        for name in ("backbone", "data", "mesh"):
+            if getattr(mine, name) != getattr(other, name):
+                raise ValueError(f"the recipes differ in their {name}")
+        for name in ("seed", "batch_size", "accumulate"):
+            if getattr(mine.train, name) != getattr(other.train, name):
+                raise ValueError(f"the recipes differ in train.{name}")
+        return dataclasses.replace(self, config=other)
 
     @property
     def pad_id(self) -> int:
@@ -81,6 +96,12 @@ class Setup:
 
         `prefixes`: names that rows may have in the column `data.prefix_column`.
         """
+        asked = split, tuple(prefixes)
+        if asked not in self._rows:
+            self._rows[asked] = self._load(split, prefixes)
+        return self._rows[asked]
+
+    def _load(self, split: Split, prefixes: Sequence[str]) -> Rows:
         config = self.config
         if config.data.task == "language_modelling":
             return self._packed(split)
@@ -95,7 +116,7 @@ class Setup:
             batch_size=config.train.batch_size,
             room=config.data.max_length,
         )
-        return Rows(encoded.rows, examples, str(encoded.report), buckets)
+        return Rows(encoded.rows, encoded.examples, str(encoded.report), buckets)
 
     def _packed(self, split: Split) -> Rows:
         config = self.config.data
@@ -186,4 +207,5 @@ def prepare(config: Config) -> Setup:
         jax.device_put(backbone, replicated(mesh)),
         load_tokenizer(name),
         mesh,
+        fingerprint(backbone),
     )

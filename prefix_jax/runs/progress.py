@@ -1,6 +1,8 @@
-"""The progress bar of a training run."""
+"""The progress bars of runs; off a terminal there is none."""
 
+import contextlib
 import time
+from collections.abc import Callable, Iterator
 
 from rich.console import Console
 from rich.progress import (
@@ -62,6 +64,15 @@ class TrainingProgress:
             self.say(f"step {step:>6} of {self._steps}  {shown}  {rate}")
             self._printed = now
 
+    @contextlib.contextmanager
+    def counting(self, label: str, total: int) -> Iterator[Callable[[int], None]]:
+        """A bar below, as `counting`, for something on the way."""
+        task = self._bar.add_task(label, total=total, loss="", rate="")
+        try:
+            yield lambda done: self._bar.advance(task, done)
+        finally:
+            self._bar.remove_task(task)
+
     def pause(self, seconds: float) -> None:
         """Time that was not spent on steps (validation, saving)."""
         self._paused += seconds
@@ -80,3 +91,18 @@ class TrainingProgress:
             return None
         spent = time.monotonic() - self._first - self._paused
         return self._tokens / max(spent, 1e-9)
+
+
+@contextlib.contextmanager
+def counting(
+    label: str, total: int, console: Console
+) -> Iterator[Callable[[int], None]]:
+    """A bar that goes when it is done; the function yielded hears of progress."""
+    with Progress(
+        *Progress.get_default_columns(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    ) as bar:
+        task = bar.add_task(label, total=total)
+        yield lambda done: bar.advance(task, done)

@@ -1,9 +1,11 @@
 """What a run writes down about itself, and whether a workdir belongs to it."""
 
+import contextlib
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import filelock
 import jax
 
 from prefix_jax.config import Config
@@ -35,6 +37,30 @@ def check_folder(workdir: Path) -> None:
         raise InputError(f"--workdir {workdir} is a file; give a folder")
 
 
+@contextlib.contextmanager
+def alone_in(workdir: Path) -> Iterator[None]:
+    """Context in which no other process trains in `workdir`, which is made.
+
+    The system ends the lock with the process, however that ends. Raises InputError
+    where another process holds it, or `workdir` cannot be written in.
+    """
+    lock = filelock.FileLock(workdir / ".lock", timeout=0)
+    with contextlib.ExitStack() as stack:
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            # The processes of one run share its folder.
+            if jax.process_index() == 0:
+                stack.enter_context(lock)
+        except filelock.Timeout:
+            raise InputError(
+                f"another process is training in {workdir}; wait until it has ended, "
+                "or use another --workdir"
+            ) from None
+        except OSError as error:
+            raise _not_writable(workdir, error) from error
+        yield
+
+
 def write_record(
     config: Config, fingerprints: Mapping[str, str], workdir: Path
 ) -> None:
@@ -63,10 +89,7 @@ def write_record(
         workdir.mkdir(parents=True, exist_ok=True)
         write_json(path, record)
     except OSError as error:
-        raise InputError(
-            f"cannot write in {workdir}: {error.strerror or error}; give another "
-            "--workdir"
-        ) from error
+        raise _not_writable(workdir, error) from error
 
 
 def read_record(workdir: Path) -> dict:
@@ -113,3 +136,9 @@ def _check_same(old: dict, new: dict, workdir: Path) -> None:
             + "\nuse another --workdir, or the same settings, backbone and data to go "
             "on with that run"
         )
+
+
+def _not_writable(workdir: Path, error: OSError) -> InputError:
+    return InputError(
+        f"cannot write in {workdir}: {error.strerror or error}; give another --workdir"
+    )

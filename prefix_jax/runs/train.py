@@ -33,7 +33,7 @@ from prefix_jax.mesh import put_batch, replicated
 from prefix_jax.runs.interrupt import Interrupt
 from prefix_jax.runs.prepare import Setup, prepare
 from prefix_jax.runs.progress import TrainingProgress
-from prefix_jax.runs.record import check_folder, write_record
+from prefix_jax.runs.record import alone_in, check_folder, write_record
 from prefix_jax.runs.result import save_result
 from prefix_jax.runs.samples import SampleLog
 from prefix_jax.runs.validate import Validation, Validator
@@ -64,14 +64,22 @@ def train(config: Config, workdir: Path, console: Console | None = None) -> Outc
     Raises InputError for input that cannot be used, among it a workdir that holds
     a run of another recipe.
     """
+    check_folder(workdir)
+    return train_prepared(prepare(config), workdir, console)
+
+
+def train_prepared(
+    setup: Setup, workdir: Path, console: Console | None = None
+) -> Outcome:
+    """As `train`, with what `prepare` loaded."""
     console = console or Console()
     check_folder(workdir)
-    setup = prepare(config)
     config = setup.config
     run = _Run(setup, workdir, console)
-    # Only now: a mistake that stopped it before must not bind the folder to its recipe.
-    write_record(config, run.fingerprints, workdir)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(alone_in(workdir))
+        # Only now: a mistake before must not bind the folder to its recipe.
+        write_record(config, run.fingerprints, workdir)
         checkpoints = stack.enter_context(
             Checkpoints(workdir, backbone_fingerprint=setup.fingerprint)
         )
@@ -159,6 +167,8 @@ class _Run:
             TrainingProgress(config.method, steps, start, self.console) as progress,
         ):
             self.say = progress.say
+            if steps == 0:
+                self.say("train.steps is 0: the start is kept as it is, untrained")
             if not restored:
                 self._validate(0, log, progress)
                 self._save(0, checkpoints, log, progress)
@@ -232,7 +242,8 @@ class _Run:
         started = time.monotonic()
         params = merge(self.state.trainable, self.frozen)
         prefix = folded(params)
-        result = self.validate(params["backbone"], prefix, step)
+        with progress.counting("validation", len(self.validate)) as count_batch:
+            result = self.validate(params["backbone"], prefix, step, count_batch)
         log.write(
             step, "validation", {"loss": result.loss, "perplexity": result.perplexity}
         )

@@ -3,16 +3,19 @@
 import dataclasses
 import itertools
 import math
+import textwrap
 from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
+from jaxtyping import Int32
 
 from prefix_jax.config import DecodeConfig
 from prefix_jax.data.batches import eval_batches
 from prefix_jax.data.tasks import Example
 from prefix_jax.data.tokens import encode_prompts, truncate_prompts
 from prefix_jax.decoding.generate import generate
+from prefix_jax.errors import InputError
 from prefix_jax.learning.step import make_eval_step
 from prefix_jax.mesh import put_batch
 from prefix_jax.model.gpt2 import GPT2
@@ -66,18 +69,33 @@ class Validator:
         )
         self._batches = list(rows)[:batches]
 
-    def __call__(self, backbone: GPT2, prefix: KV | None, step: int = 0) -> Validation:
+    def __len__(self) -> int:
+        """Batches that a measurement reads; its `progress` hears of each."""
+        return len(self._batches)
+
+    def __call__(
+        self,
+        backbone: GPT2,
+        prefix: KV | None,
+        step: int = 0,
+        progress: Callable[[int], None] = lambda done: None,
+    ) -> Validation:
         """Mean loss over all target tokens."""
-        sums = self._sums(backbone, prefix)
+        sums = self._sums(backbone, prefix, progress)
         tokens = sum(int(part["tokens"]) for part in sums)
         loss = sum(float(part["nll"]) for part in sums) / max(tokens, 1)
         return Validation(step, loss, tokens)
 
-    def each(self, backbone: GPT2, bank: KV) -> list[Validation]:
+    def each(
+        self,
+        backbone: GPT2,
+        bank: KV,
+        progress: Callable[[int], None] = lambda done: None,
+    ) -> list[Validation]:
         """For each prefix of the bank, the mean loss over its own rows' targets."""
         assert self._ids is not None
         nll, tokens = np.zeros(bank.number), np.zeros(bank.number)
-        for number, part in enumerate(self._sums(backbone, bank)):
+        for number, part in enumerate(self._sums(backbone, bank, progress)):
             start = number * self._batch_size
             ids = np.zeros(self._batch_size, int)  # filled up as the batch is
             given = self._ids[start : start + self._batch_size]
@@ -89,11 +107,17 @@ class Validator:
             for total, count in zip(nll.tolist(), tokens.tolist(), strict=True)
         ]
 
-    def _sums(self, backbone, prefix) -> list[dict[str, jax.Array]]:
-        return [
-            self._step(backbone, prefix, put_batch(batch, self._mesh))
-            for batch in self._batches
-        ]
+    def _sums(self, backbone, prefix, progress) -> list[dict[str, jax.Array]]:
+        sums = []
+        for batch in self._batches:
+            sums.append(self._step(backbone, prefix, put_batch(batch, self._mesh)))
+            # One batch late, so that the device never waits for the host.
+            if len(sums) > 1:
+                jax.block_until_ready(sums[-2])
+                progress(1)
+        jax.block_until_ready(sums[-1:])
+        progress(1)
+        return sums
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,8 +145,9 @@ def write_texts(
 ) -> Written:
     """Decode the target of every example's source, in the format of training.
 
-    Over-long sources lose their end, as in training. Raises InputError if the backbone
-    has no position left for a prompt.
+    Sources too long for the backbone's positions are treated as `data.overflow` says:
+    they lose their end, are left out, or are an InputError. So is a backbone with no
+    position left for a prompt.
     """
     [written] = write_each(setup, backbone, prefix, [examples], decode, progress)
     return written
@@ -141,16 +166,17 @@ def write_each(
     Batches mix the groups; each text is what its prefix alone gives.
     """
     offsets = np.zeros(1, int) if bank is None else np.asarray(bank.offsets)
-    prompts, cuts = [], []
+    prompts, fitting, cuts = [], [], []
     for group, offset in zip(
         groups, np.broadcast_to(offsets, len(groups)), strict=True
     ):
-        kept, cut = truncate_prompts(
-            encode_prompts([example.source for example in group], setup.tokenizer),
-            backbone.config.n_positions - int(offset) - decode.max_new_tokens,
-        )
+        room = backbone.config.n_positions - int(offset) - decode.max_new_tokens
+        group, whole = _fitting(setup, group, room)
+        kept, cut = truncate_prompts(whole, room)
         prompts += kept
+        fitting.append(group)
         cuts.append(cut)
+    groups = fitting
     ids = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
     texts = generate(
         backbone,
@@ -166,3 +192,26 @@ def write_each(
         Written(group, list(itertools.islice(rest, len(group))), cut)
         for group, cut in zip(groups, cuts, strict=True)
     ]
+
+
+def _fitting(
+    setup: Setup, group: Sequence[Example], room: int
+) -> tuple[Sequence[Example], list[Int32[np.ndarray, "_"]]]:
+    """The examples to decode and their prompts, some to be cut to `room` tokens."""
+    prompts = encode_prompts([example.source for example in group], setup.tokenizer)
+    overflow = setup.config.data.overflow
+    fits = [len(prompt) <= room for prompt in prompts]
+    if room < 1 or all(fits) or overflow == "truncate_source":
+        return group, prompts
+    if overflow == "error":
+        source = group[fits.index(False)].source
+        raise InputError(
+            f'the source "{textwrap.shorten(source, 80)}" has '
+            f"{len(prompts[fits.index(False)])} tokens; prefix and "
+            f"decode.max_new_tokens leave {room} positions: lower "
+            'decode.max_new_tokens, or set data.overflow to "truncate_source"'
+        )
+    return (
+        [example for example, fit in zip(group, fits, strict=True) if fit],
+        [prompt for prompt, fit in zip(prompts, fits, strict=True) if fit],
+    )

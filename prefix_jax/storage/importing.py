@@ -92,7 +92,14 @@ def find_prefix(source: Path | str, backbone: GPT2) -> Found:
             "that it was trained with"
         )
     if TENSOR in tensors:
-        return _from_peft(_read(tensors, TENSOR, source), kind, source, backbone)
+        tensor = _read(tensors, TENSOR, source)
+        said = config.get("num_virtual_tokens")
+        if said is not None and tensor.ndim and said != len(tensor):
+            raise InputError(
+                f"{source} holds {len(tensor)} positions, but {place} says "
+                f"num_virtual_tokens {said!r}; the files do not belong together"
+            )
+        return _from_peft(tensor, kind, source, backbone)
     if any("control_trans" in name for name in tensors):
         return _from_control(tensors, config, source, backbone)
     raise InputError(
@@ -184,4 +191,4 @@ def _read(
     stored = tensors[name]
     if stored.dtype not in FLOATS:
         raise InputError(f"{source}: {name} is {stored.dtype}; expected floating point")
-    return np.asarray(stored.read(), np.float32)
+    return stored.read_f32()

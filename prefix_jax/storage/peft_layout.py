@@ -14,12 +14,11 @@ from typing import Literal
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
-from safetensors.numpy import save_file
 
 from prefix_jax.errors import InputError
 from prefix_jax.model.gpt2_config import GPT2Config
 from prefix_jax.model.kv import KV
-from prefix_jax.model.tensor_files import FLOATS, open_tensors
+from prefix_jax.model.tensor_files import FLOATS, open_tensors, save_tensors
 
 TENSOR = "prompt_embeddings"
 
@@ -112,7 +111,7 @@ def check_tensor(
 
 def write_tensor(path: Path, tensor: Float[np.ndarray, "P C"]) -> None:
     """A safetensors file as PEFT writes it."""
-    save_file({TENSOR: tensor}, path, metadata={"format": "pt"})
+    save_tensors({TENSOR: tensor}, path)
 
 
 def read_tensor(path: Path) -> Float[np.ndarray, "..."]:
@@ -134,4 +133,4 @@ def read_tensor(path: Path) -> Float[np.ndarray, "..."]:
         raise InputError(
             f"{path}: {TENSOR} is {stored.dtype}; expected {', '.join(FLOATS)}"
         )
-    return np.asarray(stored.read(), np.float32)
+    return stored.read_f32()

@@ -1,0 +1,5 @@
+"""`python -m prefix_jax` is `prefix-jax`."""
+
+from prefix_jax.cli import program
+
+program()

@@ -1,0 +1,183 @@
+"""The commands that take a recipe: train, evaluate, compare."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+import tyro
+
+from prefix_jax.cli_options import asks_for_help, parse
+from prefix_jax.config import Config
+from prefix_jax.errors import InputError
+from prefix_jax.recipe import load_recipe
+from prefix_jax.runs.interrupt import INTERRUPTED
+
+_Command = TypeVar("_Command", bound=Config)
+
+
+@dataclasses.dataclass(frozen=True)
+class Train(Config):
+    """Train a prefix; the same command goes on from the last checkpoint."""
+
+    workdir: Path = Path("runs/latest")
+    """Folder of the run: checkpoints, metrics, the best and the last prefix."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate(Config):
+    """Loss, perplexity and BLEU on a held-out split.
+
+    Without a recipe before the options, the one that the run recorded holds.
+    Several stored prefixes are scored in one go: --prefix a=DIR --prefix b=DIR, each on
+    every row, or on the rows that name it in a column (--data.prefix-column). For
+    example:
+
+    prefix-jax evaluate --workdir runs/mine --split validation
+
+    prefix-jax evaluate configs/quickstart.py --prefix runs/mine --prefix b=runs/other
+    """
+
+    workdir: Path = Path("runs/latest")
+    """Folder of the run to score, or to write the scores of each --prefix in."""
+    prefixes: Annotated[
+        tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(name="prefix")
+    ] = ()
+    """Folder of a prefix, or of the run that trained it, or NAME=FOLDER; instead of the
+    run in --workdir."""
+    split: Literal["train", "validation", "test"] = "test"
+    which: Literal["best", "last", "none"] = "best"
+    """The best prefix on validation, the last, or the backbone alone."""
+    limit: int | None = None
+    """Write texts for the first so many sources only."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Compare(Config):
+    """Train several methods for the same number of steps and score them."""
+
+    workdir: Path = Path("runs/comparison")
+    """Folder with one run for each method."""
+    methods: tuple[Literal["none", "prefix", "top2", "full"], ...] = (
+        "none",
+        "prefix",
+        "full",
+    )
+    """`none` is the backbone alone."""
+    split: Literal["validation", "test"] = "test"
+    limit: int | None = None
+    """Write texts for the first so many sources only."""
+    full_learning_rate: float | None = None
+    """Learning rate of `full`; None: its default. So is the next."""
+    top2_learning_rate: float | None = None
+
+
+def train(arguments: list[str]) -> int:
+    options = _with_recipe(Train, "train", arguments)
+    from prefix_jax.runs.train import train
+
+    return 0 if train(_config(options), options.workdir).finished else INTERRUPTED
+
+
+def evaluate(arguments: list[str]) -> int:
+    options = _with_recipe(Evaluate, "evaluate", *_recorded(arguments))
+    from prefix_jax.runs.evaluate import evaluate, evaluate_prefixes
+    from prefix_jax.runs.prefixes import named_folders
+
+    config, workdir = _config(options), options.workdir
+    split, limit = options.split, options.limit
+    if options.prefixes:
+        if options.which != "best":
+            raise InputError(
+                f"--which {options.which} is of the run in --workdir; with --prefix "
+                "leave it out, or name the folder, such as runs/latest/last"
+            )
+        folders = named_folders(options.prefixes)
+        results = evaluate_prefixes(config, folders, workdir, split=split, limit=limit)
+    else:
+        which = options.which
+        results = [evaluate(config, workdir, split=split, which=which, limit=limit)]
+    for result in results:
+        print(
+            f"{result.split}, {result.which}: loss {result.loss:.4f} nats per target "
+            f"token, perplexity {result.perplexity:.3f}"
+            + ("" if result.bleu is None else f", BLEU {result.bleu:.2f}")
+            + f" ({result.sources:,} sources, {result.tokens:,} target tokens)"
+        )
+    return 0
+
+
+def compare(arguments: list[str]) -> int:
+    options = _with_recipe(Compare, "compare", arguments)
+    from prefix_jax.runs.compare import compare
+
+    rows = compare(
+        _config(options),
+        options.workdir,
+        methods=options.methods,
+        learning_rates={
+            "full": options.full_learning_rate,
+            "top2": options.top2_learning_rate,
+        },
+        split=options.split,
+        limit=options.limit,
+    )
+    return INTERRUPTED if rows is None else 0
+
+
+def _recorded(arguments: list[str]) -> tuple[list[str], Config | None]:
+    """The arguments with a recipe first, or else the recipe of the run in --workdir."""
+    rest, workdir = _without_workdir(arguments)
+    own = bool(rest) and not rest[0].startswith("-")
+    if workdir is not None:
+        rest += ["--workdir", workdir]
+    if own or asks_for_help(rest):
+        return rest, None
+    from prefix_jax.runs.record import recorded_config
+
+    return rest, recorded_config(Path(workdir or Evaluate.workdir))
+
+
+def _without_workdir(arguments: list[str]) -> tuple[list[str], str | None]:
+    """The arguments without the last --workdir, and its value."""
+    for place in reversed(range(len(arguments))):
+        option, equals, value = arguments[place].partition("=")
+        if option == "--workdir":
+            end = place + (1 if equals else 2)
+            found = [value] if equals else arguments[place + 1 : end]
+            if not found:
+                raise InputError("--workdir has no value; expected a path")
+            return arguments[:place] + arguments[end:], found[0]
+    return list(arguments), None
+
+
+def _with_recipe(
+    command: type[_Command],
+    name: str,
+    arguments: list[str],
+    recorded: Config | None = None,
+) -> _Command:
+    """The options over the recipe named first, or over `recorded`."""
+    program = f"prefix-jax {name}"
+    if arguments and not arguments[0].startswith("-"):
+        recipe, *arguments = arguments
+        default = command(**_sections(load_recipe(Path(recipe))))
+        program = f"{program} {recipe}"
+    elif recorded is not None:
+        default = command(**_sections(recorded))
+    elif asks_for_help(arguments):
+        default, program = command(), f"{program} CONFIG"
+    else:
+        raise InputError(
+            f"{program} needs a recipe first: {program} configs/quickstart.py"
+        )
+    return parse(command, arguments, program, default)
+
+
+def _config(options: Config) -> Config:
+    return Config(**_sections(options))
+
+
+def _sections(config: Config) -> dict:
+    return {
+        field.name: getattr(config, field.name) for field in dataclasses.fields(Config)
+    }

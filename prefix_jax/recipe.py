@@ -1,0 +1,33 @@
+"""Recipes: Python files that make one `Config`."""
+
+import importlib.util
+from pathlib import Path
+
+from prefix_jax.config import Config
+from prefix_jax.errors import InputError, closest
+
+
+def load_recipe(path: Path) -> Config:
+    """The `config` of a recipe file. A recipe is Python and is run: read it first.
+
+    Raises InputError if there is no such file or it does not make a Config.
+    """
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path} is no file; a recipe is a Python file, such as my.py")
+    if not path.is_file():
+        beside = [str(p) for p in path.parent.glob("*.py")]
+        raise InputError(f"recipe {path} does not exist{closest(str(path), beside)}")
+    spec = importlib.util.spec_from_file_location("recipe", path)
+    if spec is None or spec.loader is None:
+        raise InputError(f"{path} is not a Python file; a recipe ends in .py")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise InputError(f"{path}: {type(error).__name__}: {error}") from error
+    config = getattr(module, "config", None)
+    if not isinstance(config, Config):
+        raise InputError(f"{path} makes no `config = Config(...)`; it must make one")
+    return config

@@ -1,0 +1,115 @@
+"""Runs that were stopped go on as if nothing had happened (law 8)."""
+
+import itertools
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+import prefix_jax.runs.train as train_module
+from prefix_jax.errors import InputError
+from prefix_jax.runs.train import train
+from prefix_jax.storage.artifact import read_metadata
+from runs.support import Crash, lines, quiet
+
+
+def test_crash_and_resume_equals_the_straight_run(
+    config, finished, tmp_path, monkeypatch
+):
+    """Law 8: bit for bit, the order of the data, dropout and the metrics included."""
+    put_batch, calls = train_module.put_batch, []
+
+    def crash_at_sixth(batch, mesh):
+        calls.append(1)
+        if len(calls) == 6:
+            raise Crash
+        return put_batch(batch, mesh)
+
+    monkeypatch.setattr(train_module, "put_batch", crash_at_sixth)
+    with pytest.raises(Crash):
+        train(config, tmp_path / "run", quiet())
+    monkeypatch.setattr(train_module, "put_batch", put_batch)
+    outcome = train(config, tmp_path / "run", quiet())
+    assert outcome.finished and outcome.step == 7
+    for name in ("best", "last"):
+        one, other = finished / name, tmp_path / "run" / name
+        file = "adapter_model.safetensors"
+        assert (one / file).read_bytes() == (other / file).read_bytes()
+    assert lines(finished) == lines(tmp_path / "run")
+    assert (finished / "samples.jsonl").read_text() == (
+        tmp_path / "run" / "samples.jsonl"
+    ).read_text()
+
+
+def test_interrupt_saves_and_says_how_to_go_on(config, tmp_path, monkeypatch):
+    put_batch, calls = train_module.put_batch, []
+
+    def interrupt_at_third(batch, mesh):
+        calls.append(1)
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return put_batch(batch, mesh)
+
+    monkeypatch.setattr(train_module, "put_batch", interrupt_at_third)
+    clock = itertools.count(0.0, 1000.0)
+    fake_time = SimpleNamespace(monotonic=lambda: next(clock))
+    monkeypatch.setattr(train_module, "time", fake_time)
+    console = quiet()
+    outcome = train(config, tmp_path, console)
+    assert not outcome.finished and outcome.step == 3
+    assert "run the same command again to go on" in console.file.getvalue()
+    assert (tmp_path / "checkpoints" / "3").is_dir()
+    assert read_metadata(tmp_path / "last").scores == {"step": 3}
+    clock = itertools.count(0.0)
+    resumed = train(config, tmp_path, quiet())
+    assert outcome.seconds >= 1000 and resumed.seconds > outcome.seconds
+    assert train(config, tmp_path, quiet()).seconds == resumed.seconds
+
+
+@pytest.mark.parametrize("step", [4, 7], ids=["midway", "at the end"])
+def test_a_kill_before_the_last_prefix_is_kept_is_mended(
+    config, finished, tmp_path, monkeypatch, step
+):
+    kept, save_result = [], train_module.save_result
+
+    def crash_once(folder, setup, params, scores):
+        kept.append((folder.name, scores["step"]))
+        if kept[-1] == ("last", step) and kept.count(("last", step)) == 1:
+            raise Crash
+        save_result(folder, setup, params, scores)
+
+    monkeypatch.setattr(train_module, "save_result", crash_once)
+    with pytest.raises(Crash):
+        train(config, tmp_path, quiet())
+    kept_before = len(kept)
+    train(config, tmp_path, quiet())
+    assert kept[kept_before] == ("last", step)
+    one, other = (
+        run / "last" / "adapter_model.safetensors" for run in (finished, tmp_path)
+    )
+    assert one.read_bytes() == other.read_bytes()
+
+
+def test_one_process_at_a_time_trains_in_a_folder(config, finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    holds = (
+        "import pathlib, sys; from prefix_jax.runs.record import alone_in\n"
+        "with alone_in(pathlib.Path(sys.argv[1])): print('in', flush=True); input()"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", holds, str(tmp_path / "run")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    try:
+        assert other.stdout.readline() == b"in\n"
+        with pytest.raises(InputError, match="another process is training in"):
+            train(config, tmp_path / "run", quiet())
+    finally:
+        other.kill()  # which ends its lock, too
+        other.communicate()
+    assert train(config, tmp_path / "run", quiet()).finished
