@@ -35,6 +35,7 @@ from prefix_jax.model.loading import load_backbone, load_tokenizer
 from prefix_jax.model.prefix import init_prefix
 from prefix_jax.model.weights import save_backbone
 from prefix_jax.prefix_config import PrefixConfig
+from prefix_jax.score_config import ScoreConfig
 from prefix_jax.storage.artifact import load_prefix, save_prefix
 from prefix_jax.storage.exporting import export_prefix
 from prefix_jax.storage.importing import import_prefix
@@ -52,6 +53,7 @@ __all__ = [
     "MeshConfig",
     "OptimConfig",
     "PrefixConfig",
+    "ScoreConfig",
     "TrainConfig",
     "TrainState",
     "average",

@@ -22,8 +22,8 @@ USAGE = """\
 usage: prefix-jax COMMAND ...
 
   train CONFIG      train a prefix (or, for comparison, the backbone) as a recipe says
-  evaluate [CONFIG] score what a run left behind: loss, perplexity, BLEU; without CONFIG
-                    by the recipe that the run recorded in its --workdir
+  evaluate [CONFIG] score what a run left behind: loss and the task's scores; without
+                    CONFIG by the recipe that the run recorded in its --workdir
   compare CONFIG    train and score several methods side by side
   generate          write with stored prefixes, from prompts, a file or standard input
   inspect DIR       what a stored prefix is: size, backbone, scores, norms, attention
@@ -51,7 +51,7 @@ class Train(Config):
 
 @dataclasses.dataclass(frozen=True)
 class Evaluate(Config):
-    """Loss, perplexity and BLEU on a held-out split.
+    """Loss, perplexity and the task's scores on a held-out split.
 
     Without a recipe before the options, the one that the run recorded holds.
     Several stored prefixes are scored in one go: --prefix a=DIR --prefix b=DIR, each on
@@ -144,8 +144,11 @@ def _train(arguments: list[str]) -> int:
 
 def _evaluate(arguments: list[str]) -> int:
     options = _with_recipe(Evaluate, "evaluate", *_recorded(arguments))
+    from rich.console import Console
+
     from prefix_jax.runs.evaluate import evaluate, evaluate_prefixes
     from prefix_jax.runs.prefixes import named_folders
+    from prefix_jax.runs.report import print_evaluation
 
     config, workdir = _config(options), options.workdir
     split, limit = options.split, options.limit
@@ -160,13 +163,9 @@ def _evaluate(arguments: list[str]) -> int:
     else:
         which = options.which
         results = [evaluate(config, workdir, split=split, which=which, limit=limit)]
+    console = Console()
     for result in results:
-        print(
-            f"{result.split}, {result.which}: loss {result.loss:.4f} nats per target "
-            f"token, perplexity {result.perplexity:.3f}"
-            + ("" if result.bleu is None else f", BLEU {result.bleu:.2f}")
-            + f" ({result.sources:,} sources, {result.tokens:,} target tokens)"
-        )
+        print_evaluation(result, console)
     return 0
 
 

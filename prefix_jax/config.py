@@ -19,6 +19,7 @@ from prefix_jax.checks import (
 from prefix_jax.data_config import DataConfig
 from prefix_jax.errors import InputError, closest
 from prefix_jax.prefix_config import PrefixConfig
+from prefix_jax.score_config import ScoreConfig
 
 Dtype = Literal["float32", "bfloat16"]
 Method = Literal["prefix", "full", "top2"]
@@ -184,6 +185,7 @@ class Config:
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
     decode: DecodeConfig = DecodeConfig()
+    score: ScoreConfig = ScoreConfig()
     mesh: MeshConfig = MeshConfig()
 
     def __post_init__(self):
