@@ -24,25 +24,6 @@ from prefix_jax.scoring.text import bleu, chrf, rouge, ter
 
 TEXT = "the old mill by a river is in Aarhus , and it was £ 30 ."
 WORDS = TEXT.split()
-    *[
-        "the",
-        "old",
-        "mill",
-        "by",
-        "a",
-        "river",
-        "is",
-        "in",
-        "Aarhus",
-        ",",
-        "and",
-        "it",
-        "was",
-        "£",
-        "30",
-        ".",
-    ]
-]
 
 
 def sentences(number, seed=0):

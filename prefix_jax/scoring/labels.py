@@ -118,7 +118,7 @@ def log_likelihoods(
     batches = eval_batches(
         [rows[number] for number in order],
         batch_size=batch_size,
-        buckets=choose_buckets(lengths, room=room) if rows else (),
+        buckets=choose_buckets(lengths.tolist(), room=room) if rows else (),
         pad_id=0,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
@@ -128,7 +128,7 @@ def log_likelihoods(
     step, done = _eval_step(mesh), 0
     for batch in batches:
         chosen = order[done : done + batch_size]
-        placed = batch if mesh is None else put_batch(batch, mesh)
+        placed = jax.device_put(batch) if mesh is None else put_batch(batch, mesh)
         nll = np.asarray(step(backbone, prefix, placed)["row_nll"])
         found[chosen] = -nll[: len(chosen)]
         progress(
