@@ -34,7 +34,7 @@ class Evaluation:
     """Sources whose end was cut, to fit the backbone's positions."""
     scores: Mapping[str, float]
     """By the names of `score.metrics`; empty where the task has no references."""
-    subsets: Mapping[str, Mapping[str, float]]
+    subsets: Mapping[str, Mapping[str, int | float]]
     """The same of each subset, and its number of `sources`, where the data have any."""
     classes: ClassReport | None
     """In classification, what was predicted for what."""
@@ -113,7 +113,7 @@ def _subset_table(result: Evaluation) -> Table:
     )
 
 
-def _values(scores: Mapping[str, float], names: Mapping[str, float]) -> list[str]:
+def _values(scores: Mapping[str, int | float], names: Mapping[str, float]) -> list[str]:
     return [show(name, scores[name]).split()[-1] for name in names]
 
 
