@@ -7,7 +7,7 @@ FOLDER holds dart-v1.1.1-full-train.json, -dev.json and -test.json, each also as
 .json.gz. With the dev file alone, take slices of it: --data.train "validation[:2000]"
 --data.validation "validation[2000:2300]" --data.test "validation[2300:]".
 
-Score reached: not measured (300 steps take some minutes on two free cores).
+Score reached: not measured.
 """
 
 import dataclasses

@@ -8,7 +8,7 @@ as .gz. It translates from English into German; for another pair say so:
 --data.source-column de --data.target-column en. `tiny` has read English only, so this
 shows that the road works, not that it leads to a translator.
 
-Score reached: not measured (300 steps take some minutes on two free cores).
+Score reached: not measured.
 """
 
 from prefix_jax.config import (

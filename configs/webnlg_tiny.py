@@ -6,7 +6,7 @@
 FOLDER holds the challenge's train, dev and test, unpacked or in one .tar.gz. Scores are
 given for all categories, for those seen in training and for the unseen ones.
 
-Score reached: not measured (300 steps take some minutes on two free cores).
+Score reached: not measured.
 """
 
 from prefix_jax.config import (

@@ -8,7 +8,7 @@ each also as .jsonl.gz. Documents are cut to what `tiny`'s 512 positions leave t
 take all three from one file, NAME.jsonl: --data.train "NAME[:800]" --data.validation
 "NAME[800:900]" --data.test "NAME[900:]".
 
-Score reached: not measured (100 steps take some minutes on two free cores).
+Score reached: not measured.
 """
 
 from prefix_jax.config import (
