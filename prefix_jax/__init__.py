@@ -39,6 +39,7 @@ with epy.lazy_api_imports(globals()):
     from prefix_jax.model.prefix import init_prefix
     from prefix_jax.model.weights import save_backbone
     from prefix_jax.prefix_config import PrefixConfig
+    from prefix_jax.score_config import ScoreConfig
     from prefix_jax.storage.artifact import load_embeddings, load_prefix, save_prefix
     from prefix_jax.storage.exporting import export_prefix
     from prefix_jax.storage.importing import import_prefix
@@ -57,6 +58,7 @@ __all__ = [
     "MeshConfig",
     "OptimConfig",
     "PrefixConfig",
+    "ScoreConfig",
     "TrainConfig",
     "TrainState",
     "average",

@@ -18,8 +18,8 @@ USAGE = """\
 usage: prefix-jax COMMAND ...
 
   train CONFIG      train a prefix (or, for comparison, the backbone) as a recipe says
-  evaluate [CONFIG] score what a run left behind: loss, perplexity, BLEU; without CONFIG
-                    by the recipe that the run recorded in its --workdir
+  evaluate [CONFIG] score what a run left behind: loss and the task's scores; without
+                    CONFIG by the recipe that the run recorded in its --workdir
   compare CONFIG    train and score several methods side by side
   generate          write with stored prefixes, from prompts, a file or standard input
   inspect DIR       what a stored prefix is: size, backbone, scores, norms, attention

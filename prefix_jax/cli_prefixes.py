@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -14,6 +14,9 @@ from prefix_jax.cli_options import parse
 from prefix_jax.config import DecodeConfig, Dtype
 from prefix_jax.data_config import Task
 from prefix_jax.errors import InputError
+
+if TYPE_CHECKING:  # the rest starts without loading jax
+    from prefix_jax.runs.generate import Line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,10 +38,13 @@ class Generate:
     """Text file with one prompt a line, or .jsonl with `prompt`, `prefix` and
     `seed` (of its samples, whatever the other lines are)."""
     task: Task | None = None
-    """What a prompt is: a source, or text to continue. None: as the prefix learned;
-    text to continue, if it does not say."""
+    """What a prompt is: text to continue in language modelling, else a source. None: as
+    the prefix learned; text to continue, if it does not say."""
+    labels: tuple[str, ...] = ()
+    """RAW=WORDS for each class, in classification; (): as the prefix learned."""
     json: bool = False
-    """Write JSON lines: prompt, prefix, text, log_prob (nats); one for each text."""
+    """Write JSON lines: prompt, prefix, text, log_prob (nats), one for each text; in
+    classification prompt, prefix, label, probabilities."""
     stream: bool | None = None
     """Show the text of a single prompt as it is written. None: on a terminal."""
     decode: DecodeConfig = DecodeConfig()
@@ -136,8 +142,16 @@ def generate(arguments: list[str]) -> int:
     from prefix_jax.runs.generate import Line, open_writer, read_prompts
 
     lines = [Line(prompt) for prompt in options.prompts] or read_prompts(options.file)
-    writer = open_writer(options.prefix, options.backbone, options.task)
+    writer = open_writer(options.prefix, options.backbone, options.task, options.labels)
     decode = options.decode
+    if writer.classifies:
+        if options.stream:
+            raise InputError("--stream shows text, and a label is none; leave it out")
+        for line, found in zip(
+            lines, writer.classify(lines, decode.batch_size), strict=True
+        ):
+            print(_classified(line, found, options.json))
+        return 0
     can_stream = len(lines) == 1 and decode.method != "beam" and decode.sequences == 1
     wanted = sys.stdout.isatty() if options.stream is None else options.stream
     if wanted and can_stream and not options.json:
@@ -165,6 +179,21 @@ def generate(arguments: list[str]) -> int:
             else:
                 print(" ".join(one.text.splitlines()))
     return 0
+
+
+def _classified(line: "Line", found: dict[str, float], as_json: bool) -> str:
+    """The label, and the probabilities of all of them."""
+    label = max(found, key=found.__getitem__)
+    if as_json:
+        record = {
+            "prompt": line.prompt,
+            "prefix": line.prefix,
+            "label": label,
+            "probabilities": found,
+        }
+        return json.dumps(record, ensure_ascii=False)
+    shares = "  ".join(f"{words} {share:.3f}" for words, share in found.items())
+    return f"{label}  ({shares})"
 
 
 def inspect(arguments: list[str]) -> int:

@@ -25,7 +25,7 @@ class Train(Config):
 
 @dataclasses.dataclass(frozen=True)
 class Evaluate(Config):
-    """Loss, perplexity and BLEU on a held-out split.
+    """Loss, perplexity and the task's scores on a held-out split.
 
     Without a recipe before the options, the one that the run recorded holds.
     Several stored prefixes are scored in one go: --prefix a=DIR --prefix b=DIR, each on
@@ -80,8 +80,11 @@ def train(arguments: list[str]) -> int:
 
 def evaluate(arguments: list[str]) -> int:
     options = _with_recipe(Evaluate, "evaluate", *_recorded(arguments))
+    from rich.console import Console
+
     from prefix_jax.runs.evaluate import evaluate, evaluate_prefixes
     from prefix_jax.runs.prefixes import named_folders
+    from prefix_jax.runs.report import print_evaluation
 
     config, workdir = _config(options), options.workdir
     split, limit = options.split, options.limit
@@ -96,13 +99,9 @@ def evaluate(arguments: list[str]) -> int:
     else:
         which = options.which
         results = [evaluate(config, workdir, split=split, which=which, limit=limit)]
+    console = Console()
     for result in results:
-        print(
-            f"{result.split}, {result.which}: loss {result.loss:.4f} nats per target "
-            f"token, perplexity {result.perplexity:.3f}"
-            + ("" if result.bleu is None else f", BLEU {result.bleu:.2f}")
-            + f" ({result.sources:,} sources, {result.tokens:,} target tokens)"
-        )
+        print_evaluation(result, console)
     return 0
 
 

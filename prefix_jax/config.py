@@ -21,6 +21,7 @@ from prefix_jax.checks import (
 from prefix_jax.data_config import DataConfig
 from prefix_jax.errors import InputError, closest
 from prefix_jax.prefix_config import PrefixConfig
+from prefix_jax.score_config import ScoreConfig
 
 Dtype = Literal["float32", "bfloat16"]
 Method = Literal["prefix", "full", "top2"]
@@ -39,9 +40,9 @@ class BackboneConfig(Section):
     """Type of the frozen weights and of the arithmetic between them."""
     remat: bool = False
     """Recompute each layer in the backward pass: less memory, about 1.3x the time."""
-    unroll: bool = False
-    """Compile each layer for itself instead of one for all: faster steps, above all on
-    CPUs, where a loop copies what the backward pass needs; slower to compile."""
+    unroll: bool | None = None
+    """Compile each layer for itself instead of one for all: slower to compile, faster
+    on CPUs, where a loop copies what the backward pass needs. None: on CPUs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,6 +190,7 @@ class Config:
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
     decode: DecodeConfig = DecodeConfig()
+    score: ScoreConfig = ScoreConfig()
     mesh: MeshConfig = MeshConfig()
 
     def __post_init__(self):

@@ -1,13 +1,20 @@
 """Where examples come from and what their rows look like, as a frozen dataclass."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from prefix_jax.checks import Bounds, Positive, Section, Size
 from prefix_jax.errors import InputError
 
 Split = Literal["train", "validation", "test"]
-Task = Literal["table_to_text", "language_modelling"]
+Task = Literal[
+    "table_to_text",
+    "summarization",
+    "translation",
+    "classification",
+    "language_modelling",
+]
 
 SHORTEST_ROW = 4
 """Tokens of the shortest row: a source, the separator, a target and the end."""
@@ -19,19 +26,28 @@ class DataConfig(Section):
 
     task: Task = "table_to_text"
     source: str = "files"
-    """`files` (JSONL, CSV, TSV, text), `quickstart`, `e2e` (the official CSV files), or
-    `tfds:NAME` (any TFDS data set whose files are array_record)."""
+    """`files` (JSONL, CSV, TSV, text), `quickstart`, the official files of `e2e`,
+    `webnlg`, `dart`, `xsum`, `sst2` or `multi30k`, `parallel` (one file a language,
+    such as train.en), or `tfds:NAME` (any TFDS data set whose files are
+    array_record)."""
     path: str | None = None
     """Folder that holds the files (for `tfds:`, the TFDS data_dir)."""
     train: str = "train"
-    """Split: a file's name in `path` (the ending may be left out), or a split's name.
-    So are the next two."""
+    """Split: a file's name in `path` (the ending may be left out), or a split's name;
+    a part of its rows with a slice, such as `train[:1000]`. So are the next two."""
     validation: str = "validation"
     test: str | None = "test"
     source_column: str = "source"
+    """Column of the text to read; for parallel text the language. So is the next."""
     target_column: str = "target"
     prefix_column: str | None = None
     """Column that names each row's prefix, to evaluate several of them at once."""
+    subset_column: str | None = None
+    """Column that names a part of the split, to be scored for itself too; WebNLG has
+    one (`seen`, `unseen`)."""
+    labels: tuple[str, ...] = ()
+    """`RAW=WORDS` for each class: what the target column says, and the words that the
+    model writes for it, such as `0=negative` `1=positive`. `classification` only."""
     max_length: Annotated[int, Bounds(least=SHORTEST_ROW, most=1_000_000)] = 256
     """Tokens of source, separator, target and end together."""
     max_target_length: Size | None = None
@@ -47,9 +63,39 @@ class DataConfig(Section):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.prefix_column is not None and self.task != "table_to_text":
+        for name in ("prefix_column", "subset_column"):
+            column = getattr(self, name)
+            if column is not None and self.task == "language_modelling":
+                raise InputError(
+                    f'data.{name} is "{column}" but data.task is "{self.task}", whose '
+                    "rows are cut from one long text; only rows of the other tasks can "
+                    f"name a {name.removesuffix('_column')} each"
+                )
+        if (self.task == "classification") != bool(self.labels):
             raise InputError(
-                f'data.prefix_column is "{self.prefix_column}" but data.task is '
-                f'"{self.task}", whose rows are cut from one long text; only rows of '
-                '"table_to_text" can name a prefix each'
+                f'data.labels is {self.labels} and data.task "{self.task}"; '
+                '"classification", and it alone, needs them, such as --data.labels '
+                "0=negative 1=positive"
             )
+        label_words(self.labels)
+
+
+def label_words(labels: Sequence[str]) -> dict[str, str]:
+    """{raw label: its words}, of `RAW=WORDS` each.
+
+    Raises InputError for another form, for fewer than two, and where two classes have
+    the same label or words.
+    """
+    pairs = [label.partition("=") for label in labels]
+    for label, (raw, _, words) in zip(labels, pairs, strict=True):
+        if not raw or not words.strip():
+            raise InputError(
+                f'data.labels has "{label}"; expected RAW=WORDS, such as "1=positive"'
+            )
+    found = {raw: words.strip() for raw, _, words in pairs}
+    if labels and len({*found.values()}) < max(len(labels), 2):
+        raise InputError(
+            f"data.labels is {' '.join(labels)}; expected two classes or more, each "
+            "with a label and words of its own"
+        )
+    return found

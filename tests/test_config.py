@@ -22,6 +22,7 @@ from prefix_jax.config import (
 from prefix_jax.data_config import DataConfig
 from prefix_jax.errors import InputError
 from prefix_jax.prefix_config import PrefixConfig
+from prefix_jax.score_config import ScoreConfig
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +38,7 @@ def choices():
     for section, kind in get_type_hints(Config).items():
         for name, hint in get_type_hints(kind).items():
             for part in (hint, *get_args(hint)):
-                if get_origin(part) is Literal:
+                if get_origin(part) is Literal and get_origin(hint) is not tuple:
                     yield pytest.param(
                         kind, name, get_args(part), id=f"{section}.{name}"
                     )
@@ -52,12 +53,18 @@ def test_a_typo_in_a_choice_is_refused_and_every_choice_is_taken(kind, name, val
         }.get(value, {})
         others |= {"start": "runs/mine"} if (name, value) == ("init", "prefix") else {}
         others |= {"method": "beam"} if name == "early_stopping" else {}
+        others |= {"labels": ("0=a", "1=b")} if value == "classification" else {}
         assert getattr(kind(**{name: value}, **others), name) == value
         with pytest.raises(InputError) as caught:
             kind(**{name: f"{value}x"})
         message = str(caught.value)
         assert f'.{name} is "{value}x"; expected' in message
         assert f'did you mean "{value}"?' in message
+
+
+def test_a_typo_in_a_list_of_choices_is_refused():
+    with pytest.raises(InputError, match=r'score.metrics\[1\] is "blue".*"bleu"\?'):
+        ScoreConfig(metrics=("ter", "blue"))  # type: ignore
 
 
 @pytest.mark.parametrize(

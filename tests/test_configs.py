@@ -69,7 +69,7 @@ def test_recipe_loads_and_its_step_traces(path):
         trained = sum(
             int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(state.trainable)
         )
-        assert trained < 60_000_000  # the MLP of the large model is the largest
+        assert trained < 80_000_000  # XSum's MLP of the large model is the largest
 
 
 @pytest.mark.slow

@@ -69,8 +69,8 @@ def test_without_a_column_each_is_scored_on_every_row(evaluate, folders):
     for name in "ab":
         code, _, alone = evaluate("--prefix", f"alone={folders / name}")
         assert alone["outputs_test_alone.jsonl"] == files[f"outputs_test_{name}.jsonl"]
-        found = json.loads(files[f"evaluation_test_{name}.json"])
-        expected = json.loads(alone["evaluation_test_alone.json"])
+        found = json.loads(files[f"scores_test_{name}.json"])
+        expected = json.loads(alone["scores_test_alone.json"])
         assert found["loss"] == pytest.approx(expected["loss"], rel=SUM["rtol"])
         assert found["sources"] == expected["sources"] == 4
 

@@ -29,6 +29,7 @@ FLOORS = [
     "config",
     "data_config",
     "prefix_config",
+    "score_config",
     "checks",
     "errors",
     "memory",

@@ -4,20 +4,18 @@ Novikova et al. 2017, "The E2E Dataset: New Challenges For End-to-End Generation
 """
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
-from prefix_jax.data.files import GZIP, find_file
+from prefix_jax.data.files import GZIP, find_file, read_rows
 from prefix_jax.errors import InputError, closest
 
 SPLITS = {"train": "trainset", "validation": "devset", "test": "testset_w_refs"}
 """Split names and the official files, which are `<name>.csv` or `<name>.csv.gz`."""
 
-MEANING, TEXT = "mr", "ref"
-"""Columns of the official files."""
-
-TFDS_NAME = "e2e_nlg"
-TFDS_MEANING, TFDS_TEXT, TFDS_ID = "meaning_representation", "human_reference", "id"
-"""Our TFDS builder's name and columns; the id is the row's number in its file."""
+OFFICIAL_COLUMNS = ("mr", "ref")
+MEANING, TEXT = "meaning_representation", "human_reference"
+"""What the official columns are called here, and in TFDS."""
 
 _ATTRIBUTE = r"\s*([^\[\],]+?)\s*\[([^\[\]]*)\]\s*"
 _MEANING = re.compile(f"{_ATTRIBUTE}(,{_ATTRIBUTE})*")
@@ -57,9 +55,16 @@ def find_split(folder: Path, split: str) -> Path:
     return find_file(folder, stem, (".csv",))
 
 
-def has_files(folder: Path) -> bool:
-    """Whether the three official files are there."""
-    return all(
-        any((folder / f"{stem}.csv{gzip}").is_file() for gzip in ("", GZIP))
-        for stem in SPLITS.values()
-    )
+def read(folder: Path, split: str) -> Iterator[tuple[str, dict[str, object]]]:
+    """Rows of a split as (place, {MEANING, TEXT}), not linearised.
+
+    Raises InputError with file and line.
+    """
+    for place, row in read_rows(find_split(folder, split)):
+        if not set(OFFICIAL_COLUMNS) <= row.keys():
+            raise InputError(
+                f"{place}: columns {', '.join(row)}; "
+                f"expected {', '.join(OFFICIAL_COLUMNS)}"
+            )
+        meaning, text = (row[column] for column in OFFICIAL_COLUMNS)
+        yield place, {MEANING: meaning, TEXT: text}

@@ -43,10 +43,7 @@ def find_file(folder: Path, name: str, endings: tuple[str, ...] = ENDINGS) -> Pa
                 f"expected {', '.join(endings)}, each also with {GZIP}"
             )
         return path
-    candidates = [
-        folder / f"{name}{end}{zip_}" for end in endings for zip_ in ("", GZIP)
-    ]
-    found = [candidate for candidate in candidates if candidate.is_file()]
+    found = candidates(folder, name, endings)
     if len(found) > 1:
         raise InputError(
             f'{folder}: "{name}" can be {listing(f.name for f in found)}; '
@@ -61,6 +58,12 @@ def find_file(folder: Path, name: str, endings: tuple[str, ...] = ENDINGS) -> Pa
             f"{', '.join(endings)} and {GZIP}); it holds {listing(present)}{hint}"
         )
     return found[0]
+
+
+def candidates(folder: Path, name: str, endings: Iterable[str]) -> list[Path]:
+    """The files that are called `name` and one of the endings, plain or gzipped."""
+    paths = (folder / f"{name}{end}{zip_}" for end in endings for zip_ in ("", GZIP))
+    return [path for path in paths if path.is_file()]
 
 
 def _no_folder(folder: Path) -> InputError:

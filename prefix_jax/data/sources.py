@@ -2,10 +2,11 @@
 
 import dataclasses
 import importlib.resources
+import itertools
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from prefix_jax.data import e2e
 from prefix_jax.data.files import (
     ENDINGS,
     TABLE_ENDINGS,
@@ -16,6 +17,8 @@ from prefix_jax.data.files import (
     read_documents,
     read_rows,
 )
+from prefix_jax.data.official import parallel
+from prefix_jax.data.official.sets import SETS, OfficialSet, Placed, Row, set_of_tfds
 from prefix_jax.data_config import DataConfig
 from prefix_jax.errors import InputError, closest
 
@@ -23,9 +26,9 @@ REFERENCES = "references"
 """A column of this name holds a list of accepted targets."""
 
 TFDS = "tfds:"
-SOURCES = ("files", "e2e", "quickstart", f"{TFDS}NAME")
+SOURCES = ("files", "quickstart", *SETS, "parallel", f"{TFDS}NAME")
 
-Row = dict[str, object]
+_SLICE = re.compile(r"(.+)\[(\d*):(\d*)\]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +41,8 @@ class Record:
     targets: tuple[str, ...]
     prefix: str | None = None
     """Name of its prefix, where `data.prefix_column` is set."""
+    subset: str | None = None
+    """Name of the part of the split that it belongs to, scored for itself too."""
 
 
 def read_records(config: DataConfig, name: str) -> Iterator[Record]:
@@ -46,14 +51,18 @@ def read_records(config: DataConfig, name: str) -> Iterator[Record]:
     The target column may hold a list of texts; a column `references` (a list) stands
     in for the target column or adds to it. Raises InputError, also for an empty split.
     """
-    source_column, target_column = _columns(config)
+    source_column, target_column, subset_column = _columns(config)
     place = ""
     for place, row in _rows(config, name):
         source = _texts(row, source_column, place, "data.source_column")
         if len(source) != 1:
             raise InputError(f'{place}: "{source_column}" is a list; expected one text')
+        if config.task == "classification":
+            row = _label_as_text(row, target_column)
         targets = _targets(row, target_column, place)
-        yield Record(place, source[0], targets, _prefix(row, config, place))
+        prefix = _name(row, config.prefix_column, place, "data.prefix_column")
+        subset = _name(row, subset_column, place, "data.subset_column")
+        yield Record(place, source[0], targets, prefix, subset)
     if not place:
         raise _empty(config, name)
 
@@ -75,37 +84,55 @@ def _documents(config: DataConfig, name: str) -> Iterator[str]:
     if config.source == "files" and ending(path := _file(config, name)) == TEXT_ENDING:
         yield from read_documents(path)
         return
-    _, target_column = _columns(config)
+    _, target_column, _ = _columns(config)
     for place, row in _rows(config, name):
         yield from _targets(row, target_column, place)
 
 
 def is_e2e(config: DataConfig) -> bool:
     """Whether the sources are E2E meaning representations."""
-    return config.source == "e2e" or _is_tfds_e2e(config)
+    return _official(config) is SETS["e2e"]
 
 
-def _is_tfds_e2e(config: DataConfig) -> bool:
-    return config.source.split(":")[:2] == ["tfds", e2e.TFDS_NAME]
+def _official(config: DataConfig) -> OfficialSet | None:
+    """The official data set that is read, from its own files or as TFDS stores it."""
+    if config.source.startswith(TFDS):
+        return set_of_tfds(config.source.removeprefix(TFDS))
+    return SETS.get(config.source)
 
 
-def _columns(config: DataConfig) -> tuple[str, str]:
-    """Names of the columns that hold sources and targets."""
+def _columns(config: DataConfig) -> tuple[str, str, str | None]:
+    """Names of the columns that hold sources, targets and subsets."""
     if config.source == "quickstart":
-        return "source", REFERENCES
-    if config.source == "e2e":
-        return e2e.MEANING, e2e.TEXT
-    if _is_tfds_e2e(config):
-        return e2e.TFDS_MEANING, e2e.TFDS_TEXT
-    return config.source_column, config.target_column
+        return "source", REFERENCES, config.subset_column
+    source = target = subset = None
+    if (official := _official(config)) is not None:
+        source, target, subset = official.source, official.target, official.subset
+    return (
+        source or config.source_column,
+        target or config.target_column,
+        config.subset_column or subset,
+    )
 
 
-def _rows(config: DataConfig, name: str) -> Iterator[tuple[str, Row]]:
+def _rows(config: DataConfig, name: str) -> Iterator[Placed]:
     """Rows of the split or file `name` as (place, {column: value})."""
+    part = _SLICE.fullmatch(name)
+    if part is None or config.source.startswith(TFDS):  # TFDS knows slices itself
+        return _whole(config, name)
+    start, stop = (int(number) if number else None for number in part.groups()[1:])
+    return itertools.islice(_whole(config, part.group(1)), start, stop)
+
+
+def _whole(config: DataConfig, name: str) -> Iterator[Placed]:
+    """All rows of a split or file."""
     if config.source == "files":
         yield from read_rows(_file(config, name))
-    elif config.source == "e2e":
-        yield from read_rows(e2e.find_split(_folder(config), name))
+    elif config.source in SETS:
+        yield from SETS[config.source].read(_folder(config), name)
+    elif config.source == "parallel":
+        languages = config.source_column, config.target_column
+        yield from parallel.read(_folder(config), name, languages)
     elif config.source == "quickstart":
         bundled = importlib.resources.files("prefix_jax.data") / "quickstart"
         with importlib.resources.as_file(bundled) as folder:
@@ -132,20 +159,28 @@ def _folder(config: DataConfig) -> Path:
 
 def _file(config: DataConfig, name: str) -> Path:
     """The file of a `files` source; without data.path its name is a path by itself."""
-    endings = TABLE_ENDINGS if config.task == "table_to_text" else ENDINGS
+    endings = ENDINGS if config.task == "language_modelling" else TABLE_ENDINGS
     return find_file(Path(config.path or "."), name, endings)
 
 
-def _prefix(row: Row, config: DataConfig, place: str) -> str | None:
-    """The name of a row's prefix."""
-    column = config.prefix_column
+def _label_as_text(row: Row, column: str) -> Row:
+    """JSON may have a label as a number: 1 is the label "1"."""
+    label = row.get(column)
+    if isinstance(label, int) and not isinstance(label, bool):
+        return {**row, column: str(label)}
+    return row
+
+
+def _name(row: Row, column: str | None, place: str, option: str) -> str | None:
+    """The name that a row has in a column; None where no column is asked for."""
     if column is None:
         return None
-    names = _texts(row, column, place, "data.prefix_column")
+    names = _texts(row, column, place, option)
     if len(names) != 1 or not names[0].strip():
+        what = option.removeprefix("data.").removesuffix("_column")
         raise InputError(
-            f'{place}: "{column}" (data.prefix_column) is {row[column]!r}; expected '
-            "the name of one prefix"
+            f'{place}: "{column}" ({option}) is {row[column]!r}; expected the name of '
+            f"one {what}"
         )
     return names[0]
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from prefix_jax.data.e2e import linearise
 from prefix_jax.data.sources import Record, is_e2e, read_records, read_texts
-from prefix_jax.data_config import DataConfig, Split
+from prefix_jax.data_config import DataConfig, Split, label_words
 from prefix_jax.errors import InputError, closest
 
 _Item = TypeVar("_Item")
@@ -26,6 +26,8 @@ class Example:
     """Every accepted target for this source, at least one."""
     prefix: str | None = None
     """Name of the prefix to write it with, where its row names one."""
+    subset: str | None = None
+    """Name of the part of the split that it belongs to, where its row names one."""
 
 
 def load_examples(
@@ -34,15 +36,16 @@ def load_examples(
     """Examples of a split, in the order of the raw data.
 
     `train`: one Example per pair of source and target. `validation`, `test`: one per
-    distinct source (and prefix), in the order of first occurrence, with all of its
-    references. With `data.prefix_column` each row names one of `prefixes`.
+    distinct source (prefix and subset), in the order of first occurrence, with all of
+    its references. In classification, one per row in every split, its target the words
+    of its label. With `data.prefix_column` each row names one of `prefixes`.
     E2E's meaning representations are linearised as in the paper; other sources are
     taken as they are. Raises InputError with file and line.
     """
-    if config.task != "table_to_text":
+    if config.task == "language_modelling":
         raise InputError(
             f'data.task "{config.task}" has documents, not examples; '
-            'for examples set data.task to "table_to_text"'
+            'for examples set data.task to another, such as "table_to_text"'
         )
     if config.prefix_column is not None and not prefixes:
         raise InputError(
@@ -51,22 +54,20 @@ def load_examples(
             "for each name"
         )
     records = read_records(config, _split_name(config, split))
-    pairs = (
-        (record.source, record.prefix, target)
-        for record in _task_records(records, is_e2e(config), prefixes)
-        for target in record.targets
-    )
-    if split == "train":
+    found = _task_records(records, config, prefixes)
+    if split == "train" or config.task == "classification":
         return [
-            Example(source, target, (target,), prefix)
-            for source, prefix, target in pairs
+            Example(one.source, target, (target,), one.prefix, one.subset)
+            for one in found
+            for target in one.targets
         ]
-    groups: dict[tuple[str, str | None], list[str]] = {}
-    for source, prefix, target in pairs:
-        groups.setdefault((source, prefix), []).append(target)
+    groups: dict[tuple[str, str | None, str | None], list[str]] = {}
+    for one in found:
+        key = one.source, one.prefix, one.subset
+        groups.setdefault(key, []).extend(one.targets)
     return [
-        Example(source, targets[0], tuple(targets), prefix)
-        for (source, prefix), targets in groups.items()
+        Example(source, targets[0], tuple(targets), prefix, subset)
+        for (source, prefix, subset), targets in groups.items()
     ]
 
 
@@ -104,17 +105,35 @@ def _split_name(config: DataConfig, split: Split) -> str:
 
 
 def _task_records(
-    records: Iterator[Record], linearised: bool, prefixes: Sequence[str]
+    records: Iterator[Record], config: DataConfig, prefixes: Sequence[str]
 ) -> Iterator[Record]:
-    """The records as the model reads them; their prefixes are known ones."""
+    """The records as the model reads them; their prefixes and labels are known ones."""
+    linearised, words = is_e2e(config), label_words(config.labels)
     for record in records:
+        source, targets = record.source, record.targets
         try:
             if record.prefix is not None:
                 check_name(record.prefix, prefixes)
-            source = linearise(record.source) if linearised else record.source
+            if linearised:
+                source = linearise(source)
+            if words:
+                targets = (_words_of(targets, words),)
         except InputError as error:
             raise InputError(f"{record.place}: {error}") from error
-        yield dataclasses.replace(record, source=source)
+        yield dataclasses.replace(record, source=source, targets=targets)
+
+
+def _words_of(targets: Sequence[str], words: dict[str, str]) -> str:
+    """The words of the one label that a row has."""
+    if len(targets) != 1:
+        raise InputError(f"{len(targets)} labels; expected one")
+    [raw] = targets
+    if raw not in words:
+        raise InputError(
+            f'label "{raw}" is not in data.labels{closest(raw, words)}; expected one '
+            f"of {', '.join(words)}"
+        )
+    return words[raw]
 
 
 def check_name(name: str, prefixes: Sequence[str]) -> None:

@@ -6,9 +6,9 @@ from pathlib import Path
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.data_sources.base import BaseDataSource
 
-from prefix_jax.data import e2e
-from prefix_jax.data.builders import e2e as e2e_builder
+from prefix_jax.data.builders.official import BUILDERS, ID, prepare
 from prefix_jax.data.files import listing
+from prefix_jax.data.official.sets import SETS, SPLITS, set_of_tfds
 from prefix_jax.errors import InputError, closest
 
 _ROWS_AT_A_TIME = 1000
@@ -20,15 +20,15 @@ def read_tfds(
     """Rows of one split as (place, {column: value}), text decoded, labels by name.
 
     `name` is `NAME[/config][:version]`, `split` whatever TFDS takes (`train[:10%]`).
-    Nothing is ever downloaded; for E2E alone, where `data_dir` holds the official CSV
-    files, the prepared files are written into it first. E2E comes in the order of the
-    official files, other data sets as stored. Raises InputError.
+    Nothing is ever downloaded; where `data_dir` holds the official files of one of our
+    sets, the prepared files are written into it first. Our sets come in the order of
+    the official files, other data sets as stored. Raises InputError.
     """
-    prepared = _prepared(name, data_dir)
-    if not prepared and base_name(name) == e2e.TFDS_NAME and e2e.has_files(data_dir):
-        e2e_builder.prepare(data_dir, data_dir)
-    elif not prepared:
-        raise _not_prepared(name, data_dir)
+    ours = set_of_tfds(name)
+    if not _prepared(name, data_dir):
+        if ours is None or not all(ours.has(data_dir, one) for one in SPLITS):
+            raise _not_prepared(name, data_dir)
+        prepare(_key(name), data_dir, data_dir)
     try:
         stored = tfds.data_source(name, split=split, data_dir=data_dir, download=False)
     except NotImplementedError as error:
@@ -43,14 +43,14 @@ def read_tfds(
     if not isinstance(stored, BaseDataSource):
         raise InputError(f'tfds:{name}: split "{split}" is not one split; name one')
     rows = _decoded_rows(stored, f"tfds:{name}, split {split}")
-    if base_name(name) == e2e.TFDS_NAME:
+    if ours is not None:
         yield from sorted(rows, key=_official_number)
     else:
         yield from rows
 
 
 def _official_number(placed_row: tuple[str, dict[str, object]]) -> int:
-    number = placed_row[1][e2e.TFDS_ID]
+    number = placed_row[1][ID]
     assert isinstance(number, int)
     return number
 
@@ -68,9 +68,10 @@ def _decoded_rows(
             yield here, {c: _decode(v, features[c], here) for c, v in row.items()}
 
 
-def base_name(name: str) -> str:
-    """The name without config and version: `glue/sst2:2.0.0` gives `glue`."""
-    return name.split(":")[0].split("/")[0]
+def _key(tfds_name: str) -> str:
+    """What the command line of our builders calls the set."""
+    ours = set_of_tfds(tfds_name)
+    return next(key for key in BUILDERS if SETS[key] is ours)
 
 
 def _decode(
@@ -104,9 +105,9 @@ def _not_prepared(name: str, data_dir: Path) -> InputError:
         for info in data_dir.glob("*/**/dataset_info.json")
     }
     advice = (
-        "put the official CSV files there, or prepare it: "
-        "python -m prefix_jax.data.builders.e2e CSV_FOLDER DATA_DIR"
-        if base_name(name) == e2e.TFDS_NAME
+        "put the official files there, or prepare it: "
+        f"python -m prefix_jax.data.builders.official {_key(name)} FOLDER DATA_DIR"
+        if set_of_tfds(name)
         else f"prepare it first, for example: {_command(name, data_dir)}"
     )
     return InputError(

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Int32
 from transformers import PreTrainedTokenizerFast
 
 from prefix_jax.data.tasks import Example
-from prefix_jax.data_config import SHORTEST_ROW, DataConfig
+from prefix_jax.data_config import SHORTEST_ROW, DataConfig, label_words
 from prefix_jax.errors import InputError
 from prefix_jax.model.loading import END
 
@@ -22,7 +22,8 @@ class Row:
     """One training sequence: " {source}", separator, " {target}", end.
 
     Separator and end are the tokenizer's bos and eos. A target that was cut short has
-    no end token: the model should not learn to stop there.
+    no end token: the model should not learn to stop there. Nor has the label of a
+    class, of which nothing but its words is scored.
     """
 
     tokens: Int32[np.ndarray, "T"]
@@ -109,6 +110,9 @@ def encode_examples(
     if not examples:
         raise InputError("there are no examples to encode; expected at least one")
     bos, eos = separators(tokenizer)
+    classes = config.task == "classification"
+    if classes:
+        encode_labels([*label_words(config.labels).values()], tokenizer)  # checks them
     sources = _encode_distinct([example.source for example in examples], tokenizer)
     pairs = [(e.source, text, e.prefix) for e in examples for text in e.references]
     owners = [i for i, e in enumerate(examples) for _ in e.references]
@@ -121,7 +125,8 @@ def encode_examples(
     over: list[int] = []  # numbers of the pairs that are too long
     truncated_sources = truncated_targets = longest_given = 0
     for number, (source_text, target_text, prefix) in enumerate(pairs):
-        source, target, end = sources[source_text], targets[target_text], [eos]
+        source, target = sources[source_text], targets[target_text]
+        end = [] if classes else [eos]
         longest_given = max(longest_given, len(source) + len(target) + 2)
         if len(source) + len(target) > most or len(target) > most_target:
             over.append(number)
@@ -158,6 +163,26 @@ def encode_examples(
         target_tokens=sum(int(row.loss_mask.sum()) for row in rows),
     )
     return Encoded(tuple(rows), tuple(kept.values()), report)
+
+
+def encode_labels(
+    words: Sequence[str], tokenizer: PreTrainedTokenizerFast
+) -> list[Int32[np.ndarray, "_"]]:
+    """Tokens of " {words}" for each class, as they stand in a Row.
+
+    Raises InputError where the tokens of one begin with those of another: the shorter
+    would be the likelier after any text.
+    """
+    encoded = encode_texts([f" {one}" for one in words], tokenizer)
+    for one, tokens in zip(words, encoded, strict=True):
+        for other, longer in zip(words, encoded, strict=True):
+            if one != other and longer[: len(tokens)].tolist() == tokens.tolist():
+                raise InputError(
+                    f'data.labels: the tokens of "{other}" begin with all of '
+                    f'"{one}", which would be the likelier after any text; choose '
+                    "other words for one of them"
+                )
+    return encoded
 
 
 def encode_prompts(

@@ -11,12 +11,14 @@ from rich.table import Table
 from prefix_jax.config import Config
 from prefix_jax.data.tasks import Split
 from prefix_jax.errors import InputError
-from prefix_jax.runs.evaluate import Evaluation, check_limit, score, write_evaluation
+from prefix_jax.runs.evaluate import check_limit, score
 from prefix_jax.runs.prepare import prepare
 from prefix_jax.runs.record import check_folder
+from prefix_jax.runs.report import Evaluation, write_evaluation
 from prefix_jax.runs.result import load_result, stored_bytes
 from prefix_jax.runs.train import train_prepared
 from prefix_jax.runs.validate import Written
+from prefix_jax.scoring.metrics import metrics_of, show
 from prefix_jax.storage.files import write_json
 from prefix_jax.storage.log import plot_curves
 
@@ -69,6 +71,7 @@ def compare(
     """
     console = console or Console()
     check_limit(limit)
+    metrics_of(config.data.task, config.score.metrics)
     if not methods:
         raise InputError(f"there is no method to compare; name some of {list(LABELS)}")
     for method in methods:
@@ -102,8 +105,8 @@ def compare(
             setup, backbone, prefix, split, "best" if tuned else "none", limit, console
         )
         write_evaluation(workdir / method, scores, texts[method])
-        bleu = "" if scores.bleu is None else f", BLEU {scores.bleu:.1f}"
-        console.print(f"{split} loss {scores.loss:.4f}{bleu}", highlight=False)
+        found = "".join(f", {one}" for one in _main_score(scores))
+        console.print(f"{split} loss {scores.loss:.4f}{found}", highlight=False)
         rows.append(
             Row(
                 method=method,
@@ -130,22 +133,27 @@ def _table(rows: Sequence[Row], split: Split) -> Table:
     sources = rows[0].scores.sources
     table = Table(title=f"{split} split, {sources:,} sources")
     table.add_column("method", no_wrap=True)
-    for name in ("trained", "share", "stored", "loss", "BLEU", "seconds"):
+    main = [one.rpartition(" ")[0] for one in _main_score(rows[0].scores)]
+    for name in ("trained", "share", "stored", "loss", *main, "seconds"):
         table.add_column(name, justify="right")
     for row in rows:
-        bleu = row.scores.bleu
         table.add_row(
             LABELS[row.method],
             f"{row.trained:,}",
             f"{row.share:.2%}",
             _size(row.stored_bytes),
             f"{row.scores.loss:.3f}",
-            "" if bleu is None else f"{bleu:.1f}",
+            *(one.rpartition(" ")[2] for one in _main_score(row.scores)),
             f"{row.seconds:.0f}" if row.trained else "",
         )
     table.caption = "loss: nats per target token over all references; share: of the "
     table.caption += "backbone's parameters; stored: what the task adds on disk"
     return table
+
+
+def _main_score(scores: Evaluation) -> list[str]:
+    """Name and value of the first score, where there is one."""
+    return [show(*one) for one in list(scores.scores.items())[:1]]
 
 
 def _size(number: int) -> str:

@@ -1,7 +1,6 @@
 """Score what a run left behind, stored prefixes, or the backbone, on a split."""
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, get_args
@@ -10,6 +9,7 @@ from rich.console import Console
 
 from prefix_jax.config import Config
 from prefix_jax.data.tasks import Example, Split
+from prefix_jax.data_config import label_words
 from prefix_jax.errors import InputError
 from prefix_jax.model.gpt2 import GPT2
 from prefix_jax.model.kv import KV
@@ -17,29 +17,13 @@ from prefix_jax.runs.prefixes import load_bank
 from prefix_jax.runs.prepare import Rows, Setup, prepare
 from prefix_jax.runs.progress import counting
 from prefix_jax.runs.record import check_folder
+from prefix_jax.runs.report import Evaluation, write_evaluation
 from prefix_jax.runs.result import load_result
 from prefix_jax.runs.validate import Validation, Validator, Written, write_each
-from prefix_jax.storage.files import write_json, write_text
+from prefix_jax.scoring.classes import ClassReport
+from prefix_jax.scoring.metrics import class_scores, metrics_of, text_scores
 
 Which = Literal["best", "last", "none"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Evaluation:
-    """Scores on one split."""
-
-    split: Split
-    which: str
-    """`best` or `last` of a run, `none`, or the name of a prefix."""
-    loss: float
-    """Nats per target token."""
-    perplexity: float
-    tokens: int
-    sources: int
-    cut_sources: int
-    """Sources whose end was cut for decoding, to fit the backbone's positions."""
-    bleu: float | None
-    """Corpus BLEU over all references; None where the task has no references."""
 
 
 def check_limit(limit: int | None) -> None:
@@ -57,13 +41,14 @@ def evaluate(
     limit: int | None = None,
     console: Console | None = None,
 ) -> Evaluation:
-    """Loss, perplexity and BLEU of `workdir/best` or `last`, or of no tuning (`none`).
+    """Loss and the task's scores of `workdir/best` or `last`, or of no tuning (`none`).
 
-    `limit`: decode only the first so many sources. Writes `evaluation_SPLIT_WHICH.json`
-    and the texts, beside their references, to `outputs_SPLIT_WHICH.jsonl` in `workdir`.
-    Raises InputError if there is nothing to evaluate.
+    `limit`: decode only the first so many sources. Writes the files of
+    `report.write_evaluation` in `workdir`. Raises InputError if there is nothing to
+    evaluate, or `config.score.metrics` cannot be had.
     """
     check_limit(limit)
+    metrics_of(config.data.task, config.score.metrics)
     if workdir is not None:
         check_folder(workdir)
     console = console or Console()
@@ -95,6 +80,7 @@ def evaluate_prefixes(
     Raises InputError where a row names another, or no row names one of them.
     """
     check_limit(limit)
+    metrics_of(config.data.task, config.score.metrics)
     for name in prefixes:
         if name in get_args(Which) or Path(name).name != name:
             raise InputError(
@@ -181,42 +167,64 @@ def _write(
     """Write the texts of each prefix's examples, and put its scores together."""
     total = sum(len(group) for group in groups)
     decode = setup.config.decode
-    with counting(f"writing {split}", total, console) as progress:
+    classes = setup.config.data.task == "classification"
+    doing = "classifying" if classes else "writing"
+    with counting(f"{doing} {split}", total, console) as progress:
         written = write_each(setup, backbone, bank, groups, decode, progress)
     if cut := sum(one.cut_sources for one in written):
+        room = (
+            "a label (data.max_length)"
+            if classes
+            else f"{decode.max_new_tokens} new tokens (decode.max_new_tokens)"
+        )
         console.print(
-            f"{cut:,} of {total:,} sources were cut short to leave room for "
-            f"{decode.max_new_tokens} new tokens (decode.max_new_tokens)",
+            f"{cut:,} of {total:,} sources were cut short to leave room for {room}",
             highlight=False,
         )
     return [
-        (
-            Evaluation(
-                split=split,
-                which=name,
-                loss=validation.loss,
-                perplexity=validation.perplexity,
-                tokens=validation.tokens,
-                sources=len(one.examples),
-                cut_sources=one.cut_sources,
-                bleu=one.bleu if one.examples else None,
-            ),
-            one,
-        )
+        (_evaluation(setup, split, name, validation, one), one)
         for name, validation, one in zip(names, validations, written, strict=True)
     ]
 
 
-def write_evaluation(workdir: Path, result: Evaluation, written: Written) -> None:
-    """The scores as JSON and the texts as JSON lines."""
-    workdir.mkdir(parents=True, exist_ok=True)
-    name = f"{result.split}_{result.which}"
-    write_json(workdir / f"evaluation_{name}.json", dataclasses.asdict(result))
-    lines = [
-        {"source": example.source, "text": text, "references": example.references}
-        for example, text in zip(written.examples, written.texts, strict=True)
-    ]
-    write_text(
-        workdir / f"outputs_{name}.jsonl",
-        "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines),
+def _evaluation(
+    setup: Setup, split: Split, which: str, validation: Validation, written: Written
+) -> Evaluation:
+    scores, classes = _scores(setup, written)
+    subsets = {}
+    for name in dict.fromkeys(example.subset for example in written.examples):
+        if name is not None:
+            part = written.only(name)
+            own, _ = _scores(setup, part)
+            subsets[name] = {"sources": len(part.examples), **own}
+    return Evaluation(
+        split=split,
+        which=which,
+        loss=validation.loss,
+        perplexity=validation.perplexity,
+        tokens=validation.tokens,
+        sources=len(written.examples),
+        cut_sources=written.cut_sources,
+        scores=scores,
+        subsets=subsets,
+        classes=classes,
     )
+
+
+def _scores(
+    setup: Setup, written: Written
+) -> tuple[dict[str, float], ClassReport | None]:
+    """The task's scores; in classification also what they are made of."""
+    config = setup.config
+    metrics = metrics_of(config.data.task, config.score.metrics)
+    if not written.examples:
+        return {}, None
+    if config.data.task == "classification":
+        report = ClassReport.of(
+            written.texts,
+            [example.target for example in written.examples],
+            [*label_words(config.data.labels).values()],
+        )
+        return class_scores(metrics, report), report
+    references = [example.references for example in written.examples]
+    return text_scores(metrics, written.texts, references), None

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_args, get_type_hints
 
+import numpy as np
 from jaxtyping import Int32
 from numpy import ndarray
 from transformers import PreTrainedTokenizerFast
@@ -17,7 +18,7 @@ from prefix_jax.data.e2e import linearise
 from prefix_jax.data.files import read_lines
 from prefix_jax.data.tasks import check_name
 from prefix_jax.data.tokens import encode_prompts, encode_texts
-from prefix_jax.data_config import Task
+from prefix_jax.data_config import Task, label_words
 from prefix_jax.decoding.generate import generate_sequences, stream
 from prefix_jax.decoding.request import Generated
 from prefix_jax.errors import InputError, closest
@@ -26,6 +27,8 @@ from prefix_jax.model.kv import KV
 from prefix_jax.model.loading import load_backbone, load_tokenizer
 from prefix_jax.model.weights import fingerprint
 from prefix_jax.runs.prefixes import load_bank, named_folders
+from prefix_jax.score_config import ScoreConfig
+from prefix_jax.scoring.labels import label_probabilities
 from prefix_jax.storage.metadata import Metadata, read_metadata
 
 
@@ -35,6 +38,10 @@ class Kind(NamedTuple):
     task: Task
     e2e: bool = False
     """E2E's meaning representations are linearised, as in training."""
+    labels: tuple[str, ...] = ()
+    """`RAW=WORDS` of each class, in classification."""
+    score: ScoreConfig = ScoreConfig()
+    """How their likelihoods are compared."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,16 +76,11 @@ class Writer:
     ) -> list[list[Generated]]:
         """`decode.sequences` texts for each line, without the space they begin with.
 
-        For a table-to-text prefix a prompt is a source, put before the separator as in
-        training (E2E's meaning representations are linearised); else it is the text to
-        go on from. Raises InputError for an unknown prefix or a prompt that is too
-        long.
+        A prompt is a source, put before the separator as in training (E2E's meaning
+        representations are linearised); in language modelling it is the text to go on
+        from. Raises InputError for an unknown prefix or a prompt that is too long.
         """
-        if not lines:
-            raise InputError(
-                "there is no prompt; give one on the command line, a --file, or lines "
-                "on standard input"
-            )
+        _check_any(lines)
         seeds = [line.seed for line in lines]
         found = generate_sequences(
             self.backbone,
@@ -94,6 +96,52 @@ class Writer:
             [dataclasses.replace(one, text=one.text.strip()) for one in sequences]
             for sequences in found
         ]
+
+    @property
+    def classifies(self) -> bool:
+        """Whether it finds labels instead of writing.
+
+        Raises InputError where some of its prefixes do, and others do not.
+        """
+        kinds = self.kinds or {"the backbone": self.bare}
+        tasks = {kind.task == "classification": name for name, kind in kinds.items()}
+        if len(tasks) > 1:
+            raise InputError(
+                f'the prefix "{tasks[True]}" finds labels and "{tasks[False]}" writes; '
+                "use them apart"
+            )
+        return True in tasks
+
+    def classify(
+        self, lines: Sequence[Line], batch_size: int = 32
+    ) -> list[dict[str, float]]:
+        """For each line the probabilities of its prefix's labels, by their words.
+
+        Raises InputError as `write`.
+        """
+        _check_any(lines)
+        prompts = self._prompts(lines)
+        ids = np.zeros(len(lines), int)
+        if self.prefixes is not None:
+            ids = np.array(self._ids(lines))
+        kinds = [self._kind(line) for line in lines]
+        found: list[dict[str, float]] = [{} for _ in lines]
+        for kind in dict.fromkeys(kinds):
+            own = [number for number, other in enumerate(kinds) if other == kind]
+            words = [*label_words(kind.labels).values()]
+            probabilities = label_probabilities(
+                self.backbone,
+                self.tokenizer,
+                [prompts[number] for number in own],
+                words,
+                prefix=self.prefixes,
+                prefix_ids=ids[own],
+                score=kind.score,
+                batch_size=batch_size,
+            )
+            for number, row in zip(own, probabilities.tolist(), strict=True):
+                found[number] = dict(zip(words, row, strict=True))
+        return found
 
     def stream(self, line: Line, decode: DecodeConfig) -> Iterator[str]:
         """One text in pieces, as it is written."""
@@ -135,26 +183,40 @@ class Writer:
     def _prompts(self, lines: Sequence[Line]) -> list[Int32[ndarray, "_"]]:
         return [self._prompt(line) for line in lines]
 
-    def _prompt(self, line: Line) -> Int32[ndarray, "_"]:
-        kind = self.bare
+    def _kind(self, line: Line) -> Kind:
         if self.kinds or line.prefix is not None:
-            kind = self.kinds[self._name(line)]
+            return self.kinds[self._name(line)]
+        return self.bare
+
+    def _prompt(self, line: Line) -> Int32[ndarray, "_"]:
+        kind = self._kind(line)
         prompt = line.prompt
-        if kind.task != "table_to_text":
+        if kind.task == "language_modelling":
             return encode_texts([prompt], self.tokenizer)[0]
         if kind.e2e and "[" in prompt:  # what has been linearised has no bracket
             prompt = linearise(prompt)
         return encode_prompts([prompt], self.tokenizer)[0]
 
 
+def _check_any(lines: Sequence[Line]) -> None:
+    if not lines:
+        raise InputError(
+            "there is no prompt; give one on the command line, a --file, or lines on "
+            "standard input"
+        )
+
+
 def open_writer(
-    prefixes: Sequence[str], backbone: str | None, task: Task | None
+    prefixes: Sequence[str],
+    backbone: str | None,
+    task: Task | None,
+    labels: tuple[str, ...] = (),
 ) -> Writer:
     """A writer for stored prefixes, each `FOLDER` or `NAME=FOLDER`, or for none.
 
-    A folder is a prefix's, or that of the run which trained it. Backbone and task come
-    from the prefixes' own records unless they are given. Raises InputError where there
-    is no prefix, or prefixes of different backbones.
+    A folder is a prefix's, or that of the run which trained it. Backbone, task and
+    labels come from the prefixes' own records unless they are given. Raises InputError
+    where there is no prefix, or prefixes of different backbones.
     """
     folders = named_folders(prefixes)
     records = {name: read_metadata(folder) for name, folder in folders.items()}
@@ -164,16 +226,25 @@ def open_writer(
     dtypes = {record.backbone_dtype for record in records.values()} - {None}
     dtype: Any = dtypes.pop() if len(dtypes) == 1 else None  # load_backbone checks it
     model = load_backbone(name, dtype=dtype or "float32")
+    kinds = {
+        name: _recorded_kind(folders[name], record, task, labels)
+        for name, record in records.items()
+    }
+    bare = Kind(task or "language_modelling", labels=labels)
+    if not folders:
+        _check_labels(bare, "the backbone")
     return Writer(
         model,
         load_tokenizer(name),
-        {name: _kind(folders[name], record, task) for name, record in records.items()},
+        kinds,
         load_bank(folders, model, fingerprint(model)) if folders else None,
-        Kind(task or "language_modelling"),
+        bare,
     )
 
 
-def _kind(folder: Path, record: Metadata, task: Task | None) -> Kind:
+def _recorded_kind(
+    folder: Path, record: Metadata, task: Task | None, labels: tuple[str, ...]
+) -> Kind:
     """What was asked for, else what the prefix says; PEFT's say nothing: text."""
     asked = task or record.task or "language_modelling"
     if task is None and record.backbone_fingerprint is None:
@@ -188,7 +259,33 @@ def _kind(folder: Path, record: Metadata, task: Task | None) -> Kind:
             f"the prefix in {folder} was trained for the task {asked!r}; this version "
             f"of prefix_jax knows {', '.join(known)}: say which is meant with --task"
         )
-    return Kind(known[asked], bool(record.e2e))
+    kind = Kind(known[asked], bool(record.e2e))
+    if kind.task == "classification":
+        recipe = record.recipe or {}
+        # Of the recipe only this is read: the rest may be of a later version.
+        own = recipe.get("data", {}).get("labels", ())
+        score = recipe.get("score", {})
+        kind = kind._replace(
+            labels=labels or tuple(own),
+            score=ScoreConfig(
+                label_likelihood=score.get("label_likelihood", "sum"),
+                content_free=tuple(score.get("content_free", ())),
+            ),
+        )
+    elif labels:
+        kind = kind._replace(labels=labels)
+    _check_labels(kind, f"the prefix in {folder}")
+    return kind
+
+
+def _check_labels(kind: Kind, who: str) -> None:
+    if (kind.task == "classification") != bool(kind.labels):
+        raise InputError(
+            f'{who} has the task "{kind.task}" and the labels {kind.labels}; '
+            '"classification", and it alone, needs them, such as --labels 0=negative '
+            "1=positive"
+        )
+    label_words(kind.labels)
 
 
 def read_prompts(file: Path | None) -> list[Line]:

@@ -195,7 +195,9 @@ def prepare(config: Config) -> Setup:
     how = {
         "dtype": config.backbone.dtype,
         "remat": config.backbone.remat,
-        "unroll": config.backbone.unroll,
+        "unroll": config.backbone.unroll
+        if config.backbone.unroll is not None
+        else mesh.devices.flat[0].platform == "cpu",
     }
     if config.backbone.weights == "random":
         key = jax.random.key(config.train.seed)

@@ -18,6 +18,7 @@ from prefix_jax.storage.files import write_json
 # or (where model and data lie) a fingerprint stands for it.
 FREE = {
     "decode": None,
+    "score": None,
     "mesh": None,
     "backbone": {"name"},
     "data": {"path"},

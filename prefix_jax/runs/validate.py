@@ -8,12 +8,13 @@ from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
-from jaxtyping import Int32
+from jaxtyping import Float, Int32
 
 from prefix_jax.config import DecodeConfig
 from prefix_jax.data.batches import eval_batches
 from prefix_jax.data.tasks import Example
-from prefix_jax.data.tokens import encode_prompts, truncate_prompts
+from prefix_jax.data.tokens import encode_labels, encode_prompts, truncate_prompts
+from prefix_jax.data_config import label_words
 from prefix_jax.decoding.generate import generate
 from prefix_jax.errors import InputError
 from prefix_jax.learning.step import make_eval_step
@@ -21,7 +22,7 @@ from prefix_jax.mesh import put_batch
 from prefix_jax.model.gpt2 import GPT2
 from prefix_jax.model.kv import KV
 from prefix_jax.runs.prepare import Rows, Setup
-from prefix_jax.scoring.text import bleu
+from prefix_jax.scoring.labels import label_probabilities
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,11 +129,20 @@ class Written:
     texts: Sequence[str]
     cut_sources: int
     """Sources that lost their end, so that prefix, prompt and new tokens fit."""
+    probabilities: Float[np.ndarray, "N C"] | None = None
+    """In classification, of each label in the order of `data.labels`; then the texts
+    are the words of the likeliest."""
 
-    @property
-    def bleu(self) -> float:
-        """Corpus BLEU over all references."""
-        return bleu(self.texts, [example.references for example in self.examples])
+    def only(self, subset: str) -> "Written":
+        """What was written for the examples of a subset."""
+        kept = [i for i, one in enumerate(self.examples) if one.subset == subset]
+        own = self.probabilities
+        return dataclasses.replace(
+            self,
+            examples=[self.examples[i] for i in kept],
+            texts=[self.texts[i] for i in kept],
+            probabilities=None if own is None else own[kept],
+        )
 
 
 def write_texts(
@@ -145,8 +155,9 @@ def write_texts(
 ) -> Written:
     """Decode the target of every example's source, in the format of training.
 
-    Sources too long for the backbone's positions are treated as `data.overflow` says:
-    they lose their end, are left out, or are an InputError. So is a backbone with no
+    In classification, find the likeliest label. Sources too long for the backbone's
+    positions are treated as `data.overflow` says: they lose their end (so they do in
+    classification), are left out, or are an InputError. So is a backbone with no
     position left for a prompt.
     """
     [written] = write_each(setup, backbone, prefix, [examples], decode, progress)
@@ -165,6 +176,8 @@ def write_each(
 
     Batches mix the groups; each text is what its prefix alone gives.
     """
+    if setup.config.data.task == "classification":
+        return _classify_each(setup, backbone, bank, groups, progress)
     offsets = np.zeros(1, int) if bank is None else np.asarray(bank.offsets)
     prompts, fitting, cuts = [], [], []
     for group, offset in zip(
@@ -215,3 +228,37 @@ def _fitting(
         [example for example, fit in zip(group, fits, strict=True) if fit],
         [prompt for prompt, fit in zip(prompts, fits, strict=True) if fit],
     )
+
+
+def _classify_each(setup, backbone, bank, groups, progress) -> list[Written]:
+    """The likeliest label of every example; over-long sources lose their end."""
+    config, tokenizer = setup.config, setup.tokenizer
+    words = [*label_words(config.data.labels).values()]
+    longest = max(len(label) for label in encode_labels(words, tokenizer))
+    prompts, cuts = [], []
+    for group in groups:
+        kept, cut = truncate_prompts(
+            encode_prompts([example.source for example in group], tokenizer),
+            config.data.max_length - 1 - longest,  # a row keeps a place for the end
+        )
+        prompts += kept
+        cuts.append(cut)
+    probabilities = label_probabilities(
+        backbone,
+        tokenizer,
+        prompts,
+        words,
+        prefix=bank,
+        prefix_ids=np.repeat(np.arange(len(groups)), [len(group) for group in groups]),
+        score=config.score,
+        batch_size=config.train.batch_size,
+        mesh=setup.mesh,
+        progress=progress,
+    )
+    ends = np.cumsum([len(group) for group in groups])[:-1]
+    return [
+        Written(group, [words[best] for best in own.argmax(-1)], cut, own)
+        for group, cut, own in zip(
+            groups, cuts, np.split(probabilities, ends), strict=True
+        )
+    ]

@@ -102,14 +102,19 @@ def _in_peft(base_model: str | None) -> str:
 
 
 def _prompts(metadata: Metadata) -> str:
-    if metadata.task != "table_to_text":
+    if metadata.task in (None, "language_modelling"):
         return ""
     linearised = (
         " linearised from an E2E meaning representation," if metadata.e2e else ""
     )
+    what = "what the model writes up to the end token is the text."
+    if metadata.task == "classification":
+        words = "data.labels of the recipe below"
+        what = f"the likeliest of the words in {words}, a space before them, is the "
+        what += "label."
     return (
         f"A prompt is a source,{linearised} with a space before it and the tokenizer's "
-        "begin token after it; what the model writes up to the end token is the text."
+        f"begin token after it; {what}"
     )
 
 

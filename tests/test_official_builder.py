@@ -1,4 +1,4 @@
-"""The TFDS roads: our E2E builder, and any other prepared data set."""
+"""The TFDS roads: our builders of official sets, and any other prepared data set."""
 
 import shutil
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 import tensorflow_datasets as tfds
 from etils import epath
 
-from prefix_jax.data.builders import e2e as builder
+from prefix_jax.data.builders import official as builder
 from prefix_jax.data.sources import read_records
 from prefix_jax.data.tasks import load_examples
 from prefix_jax.data_config import DataConfig
@@ -50,14 +50,14 @@ def test_both_roads_give_the_same_examples(official):
 
 
 def test_prepared_elsewhere_from_the_command_line(official, tmp_path):
-    builder.main([str(official), str(tmp_path)])
+    builder.main(["e2e", str(official), str(tmp_path)])
     stored = tfds.data_source(
         "e2e_nlg", split="validation", data_dir=tmp_path, download=False
     )
     row = min(stored, key=lambda row: row["id"])
     assert row["meaning_representation"].decode() == "name[Café 0], eatType[pub]"
     with pytest.raises(SystemExit):
-        builder.main([str(tmp_path / "nowhere"), str(tmp_path)])
+        builder.main(["e2e", str(tmp_path / "nowhere"), str(tmp_path)])
 
 
 def test_needs_no_tensorflow(official):
@@ -79,13 +79,13 @@ def read(name, folder, split="train", **changes):
 
 
 def test_refusals(official, tmp_path):
-    with pytest.raises(InputError, match="CSV_FOLDER DATA_DIR"):
+    with pytest.raises(InputError, match="official e2e FOLDER DATA_DIR"):
         read("e2e_nlg", tmp_path)
     with pytest.raises(InputError, match="no such folder"):
         read("e2e_nlg", tmp_path / "nowhere")
     with pytest.raises(InputError, match="no prepared tfds:glue/sst2"):
         read("glue/sst2", tmp_path)
-    builder.prepare(official, tmp_path)
+    builder.prepare("e2e", official, tmp_path)
     with pytest.raises(InputError, match=r'cannot read split "trian".*validation'):
         read("e2e_nlg", tmp_path, "trian")
     with pytest.raises(InputError, match='did you mean "e2e_nlg"'):
@@ -97,7 +97,7 @@ def test_refusals(official, tmp_path):
 def test_folder_that_cannot_be_written(official, tmp_path):
     (tmp_path / "e2e_nlg").write_text("a file in the way")
     with pytest.raises(InputError, match="cannot write"):
-        builder.prepare(official, tmp_path)
+        builder.prepare("e2e", official, tmp_path)
 
 
 def test_read_only_folder_stays_as_it_is(official, tmp_path):
@@ -115,7 +115,7 @@ def test_read_only_folder_stays_as_it_is(official, tmp_path):
 
 
 def test_other_format(official, tmp_path):
-    builder.prepare(official, tmp_path)
+    builder.prepare("e2e", official, tmp_path)
     (info,) = tmp_path.glob("e2e_nlg/*/dataset_info.json")
     info.write_text(info.read_text().replace("array_record", "tfrecord"))
     with pytest.raises(InputError, match="not stored as array_record"):
@@ -172,7 +172,7 @@ def test_any_data_set(tmp_path):
 
 
 def test_official_files(shared_data, tmp_path):
-    builder.prepare(shared_data / "e2e", tmp_path)
+    builder.prepare("e2e", shared_data / "e2e", tmp_path)
     by_csv = DataConfig(source="e2e", path=str(shared_data / "e2e"))
     by_tfds = DataConfig(source="tfds:e2e_nlg", path=str(tmp_path))
     for split in SPLITS:

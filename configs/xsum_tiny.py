@@ -1,0 +1,33 @@
+"""XSum (one-sentence summaries of news) on the bundled backbone; two CPU cores.
+
+    prefix-jax train configs/xsum_tiny.py --data.path FOLDER --workdir runs/xsum_tiny
+    prefix-jax evaluate --workdir runs/xsum_tiny
+
+FOLDER holds train.jsonl, validation.jsonl and test.jsonl with `document` and `summary`,
+each also as .jsonl.gz. Documents are cut to what `tiny`'s 512 positions leave them. To
+take all three from one file, NAME.jsonl: --data.train "NAME[:800]" --data.validation
+"NAME[800:900]" --data.test "NAME[900:]".
+
+Score reached: not measured.
+"""
+
+from prefix_jax.config import (
+    Config,
+    DataConfig,
+    DecodeConfig,
+    OptimConfig,
+    PrefixConfig,
+    TrainConfig,
+)
+
+config = Config(
+    prefix=PrefixConfig(length=20),
+    data=DataConfig(
+        task="summarization", source="xsum", max_length=384, max_target_length=60
+    ),
+    optim=OptimConfig(learning_rate=0.1),
+    train=TrainConfig(
+        steps=100, batch_size=4, eval_every=50, eval_batches=10, checkpoint_every=50
+    ),
+    decode=DecodeConfig(max_new_tokens=60, no_repeat_ngram=3),
+)
