@@ -14,8 +14,10 @@ from prefix_jax.config import (
 
 config = Config(
     prefix=PrefixConfig(length=40, init="examples"),
-    data=DataConfig(source="quickstart", max_length=128),
+    data=DataConfig(source="quickstart", max_length=128, buckets=(96, 112)),
     optim=OptimConfig(learning_rate=0.1),
-    train=TrainConfig(steps=300, batch_size=16, eval_every=100, samples=1),
+    train=TrainConfig(
+        steps=300, batch_size=16, eval_every=100, eval_batches=16, samples=1
+    ),
     decode=DecodeConfig(max_new_tokens=64),
 )

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from prefix_jax.errors import InputError, closest
-from prefix_jax.memory import keep_freed_memory
+from prefix_jax.process import keep_compiled_programs, keep_freed_memory
 from prefix_jax.runs.interrupt import INTERRUPTED, end_at_once
 
 USAGE = """\
@@ -55,6 +55,7 @@ def program() -> None:
     """What `prefix-jax` runs: `main`, in a process of its own."""
     end_at_once()
     keep_freed_memory()
+    keep_compiled_programs()
     main()
 
 

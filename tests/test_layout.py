@@ -32,7 +32,7 @@ FLOORS = [
     "score_config",
     "checks",
     "errors",
-    "memory",
+    "process",
 ]
 
 
