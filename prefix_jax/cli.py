@@ -10,7 +10,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from prefix_jax.errors import InputError, closest
+from prefix_jax.errors import InputError, closest, first_line
 from prefix_jax.process import keep_compiled_programs, keep_freed_memory
 from prefix_jax.runs.interrupt import INTERRUPTED, end_at_once
 
@@ -89,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not _is_out_of_memory(error):
             raise
         print(
-            f"error: out of memory: {str(error).splitlines()[0]}; lower "
+            f"error: out of memory: {first_line(error)}; lower "
             "train.batch_size or raise train.accumulate, lower decode.batch_size, "
             "data.max_length or prefix.length, or use backbone.remat",
             file=sys.stderr,

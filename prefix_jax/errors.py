@@ -15,3 +15,8 @@ def closest(given: str, names: Iterable[str], *, cutoff: float = 0.6) -> str:
     """
     found = difflib.get_close_matches(given, list(names), n=1, cutoff=cutoff)
     return f'; did you mean "{found[0]}"?' if found else ""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says first; its type's name where it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -13,7 +13,7 @@ def keep_freed_memory() -> None:
 
     On CPUs, each run of a compiled program allocates its temporaries anew, hundreds of
     megabytes at a time. Handed back after each step, they return page by page, zeroed:
-    a quarter of a small model's step. The process keeps its peak memory for its life.
+    a quarter of a small model's step. Up to 2 GiB stay with the process for its life.
     To be called before threads start; without the GNU C library nothing happens.
     """
     try:
@@ -31,7 +31,10 @@ def keep_compiled_programs() -> None:
     At most 1 GiB, the least recently used programs go first. jax's own environment
     variables win; JAX_COMPILATION_CACHE_DIR="" turns it off.
     """
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    try:
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError:  # a user without a home
+        return
     folder = Path(home) / "prefix_jax" / "programs"
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
     os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(2**30))

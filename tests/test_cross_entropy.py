@@ -95,3 +95,44 @@ def test_only_the_sum_has_a_gradient():
         return cross_entropy(hidden, *inputs[1:], 0.0)[1].sum()
 
     assert not jax.grad(rows)(inputs[0]).any()
+
+
+def test_on_devices_that_each_have_some_rows():
+    """Inside `shard_map` the loop's sums differ between devices."""
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:3]), ("data",))
+    rows, whole_ = jax.sharding.PartitionSpec("data"), jax.sharding.PartitionSpec()
+
+    def loss(hidden, head, labels, weights):
+        return jax.lax.psum(
+            cross_entropy(hidden, head, labels, weights, 0.0)[0], "data"
+        )
+
+    def sharded(*inputs):
+        specs = (rows, whole_, rows, rows)
+        return jax.shard_map(loss, mesh=mesh, in_specs=specs, out_specs=whole_)(*inputs)
+
+    inputs = make(0.5)
+    expected = jax.value_and_grad(lambda x: whole(x, *inputs[1:], 0.0))(inputs[0])
+    found = jax.value_and_grad(lambda x: sharded(x, *inputs[1:]))(inputs[0])
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-6)
+    np.testing.assert_allclose(found[1], expected[1], rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("shape", [(2, 0), (0, 5)])
+def test_no_tokens_have_no_loss(shape):
+    hidden, labels = jnp.zeros((*shape, D)), jnp.zeros(shape, int)
+    objective, nll = cross_entropy(hidden, jnp.ones((V, D)), labels, labels * 1.0, 0.0)
+    assert objective == 0 and nll.shape == shape[:1] and not nll.any()
+
+
+def test_the_scale_of_the_loss_is_not_rounded_to_bf16():
+    hidden, *rest = make(0.5)
+    hidden = hidden.astype(jnp.bfloat16)
+
+    def gradient(scale):
+        return jax.grad(lambda x: scale * cross_entropy(x, *rest, 0.0)[0])(hidden)
+
+    # 4/3 is a third of 4 exactly, but bf16 knows it to 3 digits only.
+    third, four = gradient(jnp.float32(4 / 3)), gradient(4.0).astype(jnp.float32)
+    expected = (four / 3).astype(jnp.bfloat16)
+    np.testing.assert_array_equal(third, expected)

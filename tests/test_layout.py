@@ -14,6 +14,7 @@ FLOORS = [
     "__init__",
     "__main__",
     "cli",
+    "process",
     "cli_recipes",
     "cli_prefixes",
     "cli_options",
@@ -32,7 +33,6 @@ FLOORS = [
     "score_config",
     "checks",
     "errors",
-    "process",
 ]
 
 

@@ -137,11 +137,15 @@ def test_same_seed_same_bits(backbone, kind):
     chex.assert_trees_all_equal(first.trainable, second.trainable)
 
 
-@pytest.mark.parametrize("normalise", ["token", "sentence"])
-def test_accumulated_equals_whole(backbone, normalise):
-    """Law 7: 4 micro-batches of 2 rows are one batch of 8."""
-    one, losses = run(backbone, normalise=normalise)
-    four, again = run(backbone, normalise=normalise, accumulate=4)
+@pytest.mark.parametrize(
+    ("normalise", "prefix"),
+    [("token", {}), ("sentence", {"dropout": 0.5, "nested": (2,)})],
+)
+def test_accumulated_equals_whole(backbone, normalise, prefix):
+    """Law 7: 4 micro-batches of 2 rows are one batch of 8, what is drawn included."""
+    settings = {"normalise": normalise, "prefix": prefix}
+    one, losses = run(backbone, **settings)
+    four, again = run(backbone, **settings, accumulate=4)
     np.testing.assert_allclose(losses, again, **SUM)
     chex.assert_trees_all_close(one.trainable, four.trainable, **STEPS)
 

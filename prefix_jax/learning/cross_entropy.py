@@ -53,11 +53,11 @@ def cross_entropy(
     """The summed objective, and each row's negative log-likelihood, nats.
 
     The objective is (1 - s) * nll + s * (nll averaged over the vocabulary), weighted
-    and summed. It alone has a gradient, and that by `hidden` and `head` only: the
-    rows' sums are for reading. Logits and softmax are f32.
+    and summed. It alone has a gradient (reverse mode, first order), by `hidden` and
+    `head`: the rows' sums are for reading. Logits and softmax are f32.
     """
     chunks = _chunked(hidden, labels, weights)
-    zero = jnp.zeros(len(hidden))
+    zero = _zero_of_rows(weights)
 
     def add(index, sums):
         objective, nll = sums
@@ -75,7 +75,7 @@ def _forward(hidden, head, labels, weights, label_smoothing):
     head_moves = head.perturbed
     hidden, head, labels, weights = (x.value for x in (hidden, head, labels, weights))
     chunks = _chunked(hidden, labels, weights)
-    zero = jnp.zeros(len(hidden))
+    zero = _zero_of_rows(weights)
     vocabulary = len(head)
 
     def add(index, carry):
@@ -102,8 +102,8 @@ def _forward(hidden, head, labels, weights, label_smoothing):
     start = (
         zero,
         zero,
-        jnp.zeros_like(chunks.hidden),
-        jnp.zeros(head.shape) if head_moves else None,
+        0 * chunks.hidden,
+        jnp.zeros(head.shape) + zero.sum() if head_moves else None,
     )
     objective, nll, grad_hidden, grad_head = jax.lax.fori_loop(
         0, chunks.number, add, start
@@ -121,7 +121,9 @@ def _backward(label_smoothing, gradients, cotangents):
         factor = jnp.float32(0)
     if grad_head is not None:
         grad_head = (grad_head * factor).astype(kind.dtype)
-    return (grad_hidden * factor.astype(grad_hidden.dtype), grad_head, None, None)
+    # The factor is the loss's scale: rounded to bf16 it would tilt every gradient.
+    grad_hidden = (grad_hidden.astype(jnp.float32) * factor).astype(grad_hidden.dtype)
+    return grad_hidden, grad_head, None, None
 
 
 cross_entropy.defvjp(_forward, _backward, symbolic_zeros=True)
@@ -129,9 +131,10 @@ cross_entropy.defvjp(_forward, _backward, symbolic_zeros=True)
 
 def _chunked(hidden, labels, weights) -> _Chunks:
     rows, length = labels.shape
-    size = min(length, max(-(-length // CHUNKS), FULL_PRODUCT // rows))
+    # At least one of each: an empty batch, and rows of a single token, have no targets.
+    size = max(1, min(length, max(-(-length // CHUNKS), FULL_PRODUCT // max(1, rows))))
     order = jnp.argsort(weights == 0, axis=-1, stable=True)
-    padding = -length % size
+    padding = max(1, -(-length // size)) * size - length
 
     def moved(x):
         index = order.reshape(*order.shape, *[1] * (x.ndim - 2))
@@ -142,6 +145,11 @@ def _chunked(hidden, labels, weights) -> _Chunks:
     return _Chunks(
         moved(hidden), moved(labels), moved(weights), order, size, -(-most // size)
     )
+
+
+def _zero_of_rows(weights):
+    """A zero for each row that varies over devices as the rows do (`shard_map`)."""
+    return 0 * weights.sum(-1)
 
 
 def _logits(states, head):

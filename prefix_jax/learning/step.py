@@ -100,22 +100,16 @@ def make_train_step(
             (loss, nll), grads = grad(state.trainable, frozen, batch, denominator, key)
         else:
 
-            def add(total, micro):
-                part, index = micro
-                result = grad(
-                    state.trainable,
-                    frozen,
-                    part,
-                    denominator,
-                    jax.random.fold_in(key, index),
-                )
+            def add(total, part):
+                # One key: dropout and nested lengths are drawn for the step's prefix.
+                result = grad(state.trainable, frozen, part, denominator, key)
                 return jax.tree.map(jnp.add, total, result), None
 
             zero = jax.tree.map(jnp.zeros_like, state.trainable)
             ((loss, nll), grads), _ = jax.lax.scan(
                 add,
                 ((jnp.float32(0), jnp.float32(0)), zero),
-                (micro_batches(batch), jnp.arange(config.accumulate)),
+                micro_batches(batch),
             )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
         trainable = cast(Params, optax.apply_updates(state.trainable, updates))
@@ -145,8 +139,9 @@ def make_eval_step(
     """A compiled `evaluate(backbone, prefix, batch)`.
 
     Gives `nll`, summed over the batch in nats, and `tokens`, the number of targets;
-    `row_nll` and `row_tokens` [B] are the same of each row. With a bank of prefixes the
-    batch has `prefix_ids` [B], and a row's sums are those that its prefix gives alone.
+    `row_nll` and `row_tokens` [B] are the same of each row; `nll` alone has a gradient
+    (first order, reverse mode). With a bank of prefixes the batch has `prefix_ids` [B],
+    and a row's sums are those that its prefix gives alone.
     """
 
     def evaluate(backbone, prefix, batch):

@@ -11,7 +11,7 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from transformers import GPT2Tokenizer, PreTrainedTokenizerFast
 
 from prefix_jax.config import Dtype
-from prefix_jax.errors import InputError, closest
+from prefix_jax.errors import InputError, closest, first_line
 from prefix_jax.model.gpt2 import GPT2
 from prefix_jax.model.gpt2_config import GPT2Config
 from prefix_jax.model.tensor_files import open_tensors, read_json
@@ -152,9 +152,8 @@ def _download(name: str, patterns: Sequence[str]) -> Path:
             "expected tiny, a folder, or a name such as openai-community/gpt2-medium"
         ) from None
     except Exception as error:  # whatever the network or the disk did
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(
-            f"could not fetch {name} from the Hugging Face hub ({reason}); without a "
-            f"network, run `hf download {name} --local-dir FOLDER` where there is one "
-            "and give that folder instead of the name"
+            f"could not fetch {name} from the Hugging Face hub ({first_line(error)}); "
+            f"without a network, run `hf download {name} --local-dir FOLDER` where "
+            "there is one and give that folder instead of the name"
         ) from error

@@ -165,16 +165,24 @@ def _size(number: int) -> str:
 
 
 def _show_samples(texts: Mapping[Compared, Written], console: Console) -> None:
-    first = next(iter(texts.values()))
+    # A longer prefix leaves less room: methods may have left out different sources.
+    found: dict[Compared, dict[str, str]] = {
+        method: {
+            one.source: text for one, text in zip(w.examples, w.texts, strict=True)
+        }
+        for method, w in texts.items()
+    }
+    examples = [
+        example
+        for example in next(iter(texts.values())).examples
+        if all(example.source in own for own in found.values())
+    ]
     # Spread over the split: neighbours are often alike.
-    stride = max(len(first.examples) // SAMPLES, 1)
-    for i in range(0, stride * SAMPLES, stride):
-        if i >= len(first.examples):
-            break
-        example = first.examples[i]
+    stride = max(len(examples) // SAMPLES, 1)
+    for example in examples[: stride * SAMPLES : stride]:
         lines = [("source", example.source)]
         lines += [
-            (LABELS[method], written.texts[i]) for method, written in texts.items()
+            (LABELS[method], own[example.source]) for method, own in found.items()
         ]
         lines += [("reference", text) for text in example.references[:SAMPLES]]
         console.print()

@@ -171,16 +171,20 @@ def _write(
     doing = "classifying" if classes else "writing"
     with counting(f"{doing} {split}", total, console) as progress:
         written = write_each(setup, backbone, bank, groups, decode, progress)
-    if cut := sum(one.cut_sources for one in written):
-        room = (
-            "a label (data.max_length)"
-            if classes
-            else f"{decode.max_new_tokens} new tokens (decode.max_new_tokens)"
-        )
-        console.print(
-            f"{cut:,} of {total:,} sources were cut short to leave room for {room}",
-            highlight=False,
-        )
+    room = (
+        "a label (data.max_length)"
+        if classes
+        else f"{decode.max_new_tokens} new tokens (decode.max_new_tokens)"
+    )
+    for what, number in (
+        ("cut short", sum(one.cut_sources for one in written)),
+        ("left out", sum(one.dropped_sources for one in written)),
+    ):
+        if number:
+            console.print(
+                f"{number:,} of {total:,} sources were {what} to leave room for {room}",
+                highlight=False,
+            )
     return [
         (_evaluation(setup, split, name, validation, one), one)
         for name, validation, one in zip(names, validations, written, strict=True)

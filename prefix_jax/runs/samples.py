@@ -52,7 +52,7 @@ class SampleLog:
         setup, decode = self._setup, self._setup.config.decode
         if self._examples:
             written = write_texts(setup, backbone, prefix, self._examples, decode)
-            for example, text in zip(self._examples, written.texts, strict=True):
+            for example, text in zip(written.examples, written.texts, strict=True):
                 yield example.source, text, example.references
         if self._rows:
             prompts = [row.tokens[:PROMPT_TOKENS].tolist() for row in self._rows]

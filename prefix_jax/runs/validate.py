@@ -68,7 +68,7 @@ class Validator:
             process_count=jax.process_count(),
             prefix_ids=self._ids,
         )
-        self._batches = list(rows)[:batches]
+        self._batches = list(itertools.islice(rows, batches))
 
     def __len__(self) -> int:
         """Batches that a measurement reads; its `progress` hears of each."""
@@ -129,6 +129,8 @@ class Written:
     texts: Sequence[str]
     cut_sources: int
     """Sources that lost their end, so that prefix, prompt and new tokens fit."""
+    dropped_sources: int = 0
+    """Those that were left out instead (`data.overflow`); not among `examples`."""
     probabilities: Float[np.ndarray, "N C"] | None = None
     """In classification, of each label in the order of `data.labels`; then the texts
     are the words of the likeliest."""
@@ -179,15 +181,16 @@ def write_each(
     if setup.config.data.task == "classification":
         return _classify_each(setup, backbone, bank, groups, progress)
     offsets = np.zeros(1, int) if bank is None else np.asarray(bank.offsets)
-    prompts, fitting, cuts = [], [], []
+    prompts, fitting, cuts, dropped = [], [], [], []
     for group, offset in zip(
         groups, np.broadcast_to(offsets, len(groups)), strict=True
     ):
         room = backbone.config.n_positions - int(offset) - decode.max_new_tokens
-        group, whole = _fitting(setup, group, room)
+        fits, whole = _fitting(setup, group, room)
         kept, cut = truncate_prompts(whole, room)
         prompts += kept
-        fitting.append(group)
+        fitting.append(fits)
+        dropped.append(len(group) - len(fits))
         cuts.append(cut)
     groups = fitting
     ids = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
@@ -202,8 +205,8 @@ def write_each(
     )
     rest = iter(text.strip() for text in texts)
     return [
-        Written(group, list(itertools.islice(rest, len(group))), cut)
-        for group, cut in zip(groups, cuts, strict=True)
+        Written(group, list(itertools.islice(rest, len(group))), cut, left_out)
+        for group, cut, left_out in zip(groups, cuts, dropped, strict=True)
     ]
 
 
@@ -257,7 +260,7 @@ def _classify_each(setup, backbone, bank, groups, progress) -> list[Written]:
     )
     ends = np.cumsum([len(group) for group in groups])[:-1]
     return [
-        Written(group, [words[best] for best in own.argmax(-1)], cut, own)
+        Written(group, [words[best] for best in own.argmax(-1)], cut, probabilities=own)
         for group, cut, own in zip(
             groups, cuts, np.split(probabilities, ends), strict=True
         )

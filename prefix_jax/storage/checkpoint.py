@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import jax
 import orbax.checkpoint as ocp
 
-from prefix_jax.errors import InputError
+from prefix_jax.errors import InputError, first_line
 from prefix_jax.learning.split import leaf_names
 from prefix_jax.learning.step import TrainState
 
@@ -214,7 +214,7 @@ class Checkpoints:
         complete = sorted(int(p.name) for p in self.folder.glob("*") if _is_step(p))
         return OSError(
             f"a checkpoint could not be written in {self.folder} "
-            f"({str(error).splitlines()[0][:300]}); steps there: "
+            f"({first_line(error)[:300]}); steps there: "
             f"{', '.join(map(str, complete)) or 'none'}"
         )
 
