@@ -85,6 +85,8 @@ class Import:
     """Folder or weight file."""
     out: Path
     """Folder for the prefix."""
+    overwrite: bool = False
+    """Replace the prefix that is there."""
     backbone: str | None = None
     """Backbone's name or folder. None: the one that adapter_config.json names."""
     dtype: Dtype = "float32"
@@ -108,6 +110,8 @@ class Export:
     """Folder of a prefix, or of the run that trained it (then its best)."""
     out: Path
     """Folder for the adapter."""
+    overwrite: bool = False
+    """Replace the prefix that is there."""
     base_model: str | None = None
     """What PEFT calls the backbone: a name on the Hugging Face hub, or a folder. None:
     the name it was trained with; none, if that is the bundled `tiny`."""
@@ -131,6 +135,8 @@ class Shorten:
     """Positions to keep."""
     out: Path
     """Folder for the shorter prefix."""
+    overwrite: bool = False
+    """Replace the prefix that is there."""
 
 
 def generate(arguments: list[str]) -> int:
@@ -222,6 +228,7 @@ def import_(arguments: list[str]) -> int:
             backbone=options.backbone,
             dtype=options.dtype,
             task=options.task,
+            overwrite=options.overwrite,
         )
     print(
         f"{done.kind}: {done.length} positions, {done.numbers:,} numbers\n"
@@ -241,6 +248,7 @@ def export(arguments: list[str]) -> int:
             options.out,
             base_model=options.base_model,
             with_backbone=options.with_backbone,
+            overwrite=options.overwrite,
         )
     if done.backbone_folder is not None:
         print(f"backbone {done.backbone} in {done.backbone_folder}")
@@ -261,7 +269,9 @@ def shorten(arguments: list[str]) -> int:
     from prefix_jax.runs.convert import shorten
 
     with _writing(options.out):
-        done = shorten(options.folder, options.out, options.length)
+        done = shorten(
+            options.folder, options.out, options.length, overwrite=options.overwrite
+        )
     print(f"the first {done.length} positions are in {options.out}")
     trained = ((done.recipe or {}).get("prefix") or {}).get("nested") or ()
     if options.length not in trained:

@@ -23,7 +23,7 @@ class PrefixConfig(Section):
     layers: tuple[NotNegative, ...] | None = None
     """Only these layers, counted from 0, have the prefix; None: all."""
     lengths: tuple[NotNegative, ...] | None = None
-    """Positions in each layer, one number a layer, instead of `length`."""
+    """Positions in each layer, one number a layer; the longest of them is `length`."""
     placement: Placement = "prefix"
     """`prefix`: before the source; `infix` (the paper's section 7.3): between source
     and target, so that the source does not see it."""

@@ -80,8 +80,29 @@ def test_an_export_is_the_prefix_with_a_card(run, stored, tmp_path, backbone, ma
     assert front["base_model"] == "me/mine" and front["library_name"] == "peft"
     for part in (fingerprint(backbone), '"kind": "mlp"', "1.25", "5.24", "shifted"):
         assert part in text
-    # Exporting again replaces it, card and all.
-    assert run("export", out, "--out", out)[0] == 0
+    # Exporting again replaces it, card and all, if that is wanted.
+    code, text = run("export", out, "--out", out)
+    assert code == 2 and "holds a prefix already" in text
+    assert run("export", out, "--out", out, "--overwrite")[0] == 0
+
+
+def test_nothing_else_is_replaced(run, stored, tmp_path):
+    """Neither a run's own prefix nor a page of somebody else, whatever is asked for."""
+    run_folder, page = tmp_path / "trained", tmp_path / "page"
+    shutil.copytree(stored, run_folder)
+    (run_folder / "config.json").write_text("{}")
+    page.mkdir()
+    (page / "README.md").write_text("mine")
+    before = (run_folder / "best" / TENSORS).read_bytes()
+    for command in (("export", stored), ("shorten", stored, "--length", 1)):
+        for out, message in (
+            (run_folder / "best", "belongs to the run in"),
+            (page, "holds other things (README.md)"),
+        ):
+            code, text = run(*command, "--out", out, "--overwrite")
+            assert code == 2 and message in text, text
+    assert (run_folder / "best" / TENSORS).read_bytes() == before
+    assert (page / "README.md").read_text() == "mine"
 
 
 def test_peft_loads_an_export_and_its_backbone_by_name(run, stored, tmp_path, backbone):
@@ -96,7 +117,8 @@ def test_peft_loads_an_export_and_its_backbone_by_name(run, stored, tmp_path, ba
     kv = load_prefix(out, load_backbone(model))
     ours = jax.jit(lambda model, *x: model(*x))(backbone, tokens, kv)
     np.testing.assert_allclose(ours, expected, **LOGITS)
-    assert run("export", stored, "--out", out, "--with-backbone", model)[0] == 0
+    again = ("--out", out, "--overwrite", "--with-backbone", model)
+    assert run("export", stored, *again)[0] == 0
 
 
 def test_the_bundled_backbone_is_no_name_for_peft(run, stored, tmp_path):

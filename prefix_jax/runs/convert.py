@@ -10,7 +10,7 @@ from prefix_jax.model.gpt2 import GPT2
 from prefix_jax.model.loading import load_backbone, load_tokenizer
 from prefix_jax.model.tensor_files import read_json
 from prefix_jax.model.weights import fingerprint, save_backbone
-from prefix_jax.runs.prefixes import prefix_folder
+from prefix_jax.runs.prefixes import KEPT, prefix_folder
 from prefix_jax.storage.artifact import save_prefix
 from prefix_jax.storage.card import is_hub_name
 from prefix_jax.storage.exporting import BUNDLED, check_exportable, export_prefix
@@ -21,6 +21,7 @@ from prefix_jax.storage.metadata import (
     PEFT_CONFIG,
     Metadata,
     check_replaceable,
+    holds_prefix,
 )
 from prefix_jax.storage.shortening import shorten_prefix
 
@@ -58,6 +59,7 @@ def import_(
     backbone: str | None = None,
     dtype: Dtype = "float32",
     task: Task | None = None,
+    overwrite: bool = False,
 ) -> Imported:
     """Store the prefix that others trained as ours, in `out`.
 
@@ -74,7 +76,7 @@ def import_(
             f"{source} does not exist; give a folder or a weight file of PEFT, "
             "AdapterHub or Li & Liang's code"
         )
-    check_replaceable(out.absolute())
+    _check_out(out, overwrite)
     name = backbone or _named_in(source)
     try:
         model = load_backbone(name, dtype=dtype)
@@ -105,6 +107,7 @@ def export(
     *,
     base_model: str | None = None,
     with_backbone: Path | None = None,
+    overwrite: bool = False,
 ) -> Exported:
     """Write a prefix, or a run's best, for PEFT.
 
@@ -114,10 +117,6 @@ def export(
     Raises InputError for what PEFT cannot represent and for folders with other things.
     """
     folder = prefix_folder(folder)
-    if out.absolute() == folder.absolute() and (out.parent / "config.json").is_file():
-        raise InputError(
-            f"{out} belongs to the run in {out.parent}; give a folder of its own"
-        )
     metadata = check_exportable(folder)
     trained_with = metadata.backbone_name
     if base_model is not None and (
@@ -128,7 +127,7 @@ def export(
             f"--base-model {base_model} is neither a name on the Hugging Face hub, "
             "such as openai-community/gpt2-medium, nor a folder"
         )
-    check_replaceable(out.absolute())
+    _check_out(out, overwrite)
     if with_backbone is not None:
         if trained_with is None:
             raise InputError(
@@ -150,7 +149,9 @@ def export(
     return Exported(metadata.length, out, name, trained_with, with_backbone)
 
 
-def shorten(folder: Path, out: Path, length: int) -> Metadata:
+def shorten(
+    folder: Path, out: Path, length: int, *, overwrite: bool = False
+) -> Metadata:
     """Store the first `length` positions of a prefix, or of a run's best, in `out`.
 
     Raises InputError as `shorten_prefix`.
@@ -160,7 +161,22 @@ def shorten(folder: Path, out: Path, length: int) -> Metadata:
         raise InputError(
             f"{out} is the prefix itself, which would be lost; give another folder"
         )
+    _check_out(out, overwrite)
     return shorten_prefix(folder, out, length)
+
+
+def _check_out(out: Path, overwrite: bool) -> None:
+    """InputError where `out` holds what the user did not say may go."""
+    out = out.absolute()
+    if out.name in KEPT and (out.parent / "config.json").is_file():
+        raise InputError(
+            f"{out} belongs to the run in {out.parent}; give a folder of its own"
+        )
+    check_replaceable(out)
+    if holds_prefix(out) and not overwrite:
+        raise InputError(
+            f"{out} holds a prefix already; give another --out, or --overwrite it"
+        )
 
 
 def _named_in(source: Path) -> str:

@@ -199,11 +199,17 @@ def read_object(path: Path) -> dict[str, Any] | None:
     return read_json(path) if path.is_file() else None
 
 
+def holds_prefix(folder: Path) -> bool:
+    """Whether there is a description of a prefix, ours or PEFT's."""
+    return (folder / OWN_CONFIG).is_file() or (folder / PEFT_CONFIG).is_file()
+
+
 def check_replaceable(folder: Path) -> None:
-    """Saving replaces the whole folder, so it must hold nothing else."""
+    """Saving replaces the whole folder, so it must hold a prefix or nothing."""
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; give a folder for the prefix")
-    others = {path.name for path in folder.glob("*")} - FILES
+    held = {path.name for path in folder.glob("*")}
+    others = held - FILES if holds_prefix(folder) else held
     if others:
         raise InputError(
             f"{folder} holds other things ({', '.join(sorted(others)[:5])}); "
