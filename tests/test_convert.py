@@ -175,12 +175,16 @@ def test_what_cannot_be_imported_is_explained(run, stored, tmp_path, model_folde
         (folder / OWN).unlink()
         config = read(folder / CONFIG) | {"base_model_name_or_path": name}
         (folder / CONFIG).write_text(json.dumps(config))
+    lora = tmp_path / "lora"
+    shutil.copytree(gone, lora)
+    (lora / CONFIG).write_text(json.dumps(config | {"peft_type": "LORA"}))
     for arguments, message in (
         ([stored / "best", "--out", out], "needs no import"),
         ([tmp_path / "nowhere", "--out", out], "does not exist"),
         ([peft, "--out", out], "does not say which backbone"),
         ([peft / TENSORS, "--out", out], "does not say which backbone"),
         ([gone, "--out", out], "say with --backbone"),
+        ([lora, "--out", out], "'LORA'; only PREFIX_TUNING and PROMPT_TUNING"),
         (
             [peft, "--out", out, "--backbone", "tiny"],
             "another backbone: num_layers 3 there, 4 here",

@@ -22,6 +22,7 @@ from prefix_jax.storage.metadata import (
     Metadata,
     check_replaceable,
     holds_prefix,
+    read_metadata,
 )
 from prefix_jax.storage.shortening import shorten_prefix
 
@@ -77,6 +78,8 @@ def import_(
             "AdapterHub or Li & Liang's code"
         )
     _check_out(out, overwrite)
+    if (source / PEFT_CONFIG).is_file():
+        read_metadata(source)  # another kind of adapter needs no backbone to be refused
     name = backbone or _named_in(source)
     try:
         model = load_backbone(name, dtype=dtype)
