@@ -207,11 +207,11 @@ def test_scanned_equals_unrolled(backbone, tokens):
     def unrolled(backbone):
         x = backbone.token_embedding[...][tokens]
         x += backbone.position_embedding[...][None, : tokens.shape[1]]
-        mask = causal_mask(tokens.shape[1], None)
+        own = Own(causal_mask(tokens.shape[1], None))
         (stack,) = backbone.blocks
         for i in range(backbone.config.n_layer):
             block = jax.tree.map(lambda x, i=i: x[i], stack)
-            x, _, _ = block(x, [], mask, jnp.asarray(i), False)
+            x, _, _ = block(x, [], own, jnp.asarray(i), False)
         return backbone.logits(backbone.ln_f(x, backbone.config.layer_norm_epsilon))
 
     assert_equals(unrolled(backbone), logits, backbone, tokens)

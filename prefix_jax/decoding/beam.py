@@ -25,7 +25,8 @@ from prefix_jax.decoding.context import (
 from prefix_jax.decoding.rules import Rules, restrict
 from prefix_jax.decoding.sample import is_end, written_text
 from prefix_jax.decoding.stops import START
-from prefix_jax.model.gpt2 import GPT2, Slots
+from prefix_jax.model.block import Slots
+from prefix_jax.model.gpt2 import GPT2
 from prefix_jax.model.kv import KV
 
 EarlyStopping = Literal["no", "yes", "never"]
@@ -169,11 +170,11 @@ def beam_search(
         token = jax.lax.dynamic_index_in_dim(
             search.running.tokens, last, 2, keepdims=False
         )
-        written, logits = read_token(
-            backbone, context, search.written, search.lineage, token, last
-        )
         own = jnp.broadcast_to(jnp.arange(width, dtype=jnp.int32), (rows, width))
         lineage = jax.lax.dynamic_update_index_in_dim(search.lineage, own, last, 2)
+        written, logits = read_token(
+            backbone, context, search.written, lineage, token, last
+        )
         search = dataclasses.replace(search, written=written, lineage=lineage)
         return choose(search, logits)
 

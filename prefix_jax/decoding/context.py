@@ -4,11 +4,13 @@ B prompts are each continued by G sequences (beams, or several samples). What a 
 sequences have in common, the prefix and the prompt, is stored once for all of them:
 
     prefix    [L N P H K]       N = 1 for one shared prefix, B where prompts differ
-    prompt    [1 B H T K]       for each layer; padded on the left
-    written   [1 B H M*G K]     slot m*G + g holds the m-th new token of sequence g
+    prompt    [B H T K]         for each layer; padded on the left
+    written   [B H M*G K]       the same; slot m*G + g: the m-th new token of sequence g
 
 The layers are not scanned, and each has caches of its own: a scan would copy a layer's
-weights and cache out of the stack for every token, as much traffic as reading them.
+weights and cache out of the stack for every token, as much traffic as reading them. For
+the same reason a token's keys and values are written before it attends to any: slots
+that are read first and updated then are copied, whole, for every token.
 
 A beam that is copied copies no keys and values: `lineage[b, g, m]` says in which
 sequence's slot the m-th token of sequence g lies, and attention masks the others.
@@ -21,13 +23,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from prefix_jax.model.gpt2 import GPT2, Cache, Slots
+from prefix_jax.model.block import Slots
+from prefix_jax.model.gpt2 import GPT2, Cache
 from prefix_jax.model.kv import KV
 
 SHORTEST_PART = 8
 """Tokens of each prompt that are read at a time, at least."""
 
-FULL_PRODUCT = 512
+FULL_PRODUCT = 1024
 """Rows of a matrix product from which on more of them make it no more efficient."""
 
 
@@ -82,17 +85,15 @@ def read_prompts(
         def here(x):
             return jax.lax.dynamic_slice_in_dim(x, start, part, 1)
 
-        before = mask & (jnp.arange(length) < start)
+        own = start + jnp.arange(part)[:, None] >= jnp.arange(length)
         out = backbone.forward(
             here(tokens),
             prefix=prefix,
-            caches=[Cache(prompt, before[:, None, :])] if part < length else [],
-            mask=here(mask),
+            caches=[Cache(prompt, mask[:, None] & own, start)],
             positions=here(positions),
-            collect=True,
             after=None if after is None else here(after),
         )
-        return _put(prompt, out.stacks, start), out.hidden[:, -1]
+        return out.written, out.hidden[:, -1]
 
     empty = empty_caches(backbone, rows, length)
     hidden = jnp.zeros((rows, backbone.config.n_embd), backbone.dtype)
@@ -109,25 +110,8 @@ def _is_infix(prefix: KV | None) -> bool:
 def empty_caches(backbone: GPT2, rows: int, slots: int) -> list[Slots]:
     """Room for the keys and values of `slots` tokens in each of `rows`, all zero."""
     heads, width = backbone.config.n_head, backbone.config.head_width
-    shapes = [(size, rows, heads, slots, width) for size in backbone.stack_sizes]
-    return [
-        Slots(jnp.zeros(s, backbone.dtype), jnp.zeros(s, backbone.dtype))
-        for s in shapes
-    ]
-
-
-def _put(caches: list[Slots], new: list[KV], start: Int[Array, ""]) -> list[Slots]:
-    """Write keys and values [layers B S H K] into the slots from `start` on."""
-
-    def put(slots, x):
-        return jax.lax.dynamic_update_slice_in_dim(
-            slots, jnp.swapaxes(x, 2, 3), start, 3
-        )
-
-    return [
-        Slots(put(slots.keys, kv.keys), put(slots.values, kv.values))
-        for slots, kv in zip(caches, new, strict=True)
-    ]
+    empty = jnp.zeros((rows, heads, slots, width), backbone.dtype)
+    return [Slots(empty, empty) for _ in range(backbone.config.n_layer)]
 
 
 def read_token(
@@ -140,28 +124,24 @@ def read_token(
 ) -> tuple[list[Slots], Float[Array, "B G V"]]:
     """Read the new token `number` (from 0) of each sequence; the logits of the next.
 
+    `lineage` tells of that token too: its sequence wrote it.
     `written` comes back with its keys and values.
     """
     rows, group = token.shape
     slots = lineage.shape[2]
-    held = (jnp.arange(slots) < number)[:, None]
+    held = (jnp.arange(slots) <= number)[:, None]
     visible = (lineage[..., None] == jnp.arange(group)) & held
+    visible = visible.reshape(rows * group, 1, slots * group)
     positions = (context.start + number)[:, None]
     read = backbone.forward(
         token.reshape(rows * group, 1),
         prefix=context.prefix,
         caches=[
             Cache(context.prompt, context.mask[:, None, :]),
-            Cache(written, visible.reshape(rows * group, 1, slots * group)),
+            Cache(written, visible, number * group),
         ],
         positions=jnp.repeat(positions, group, 0),
-        collect=True,
         after=jnp.ones((rows * group, 1), bool) if _is_infix(context.prefix) else None,
     )
-    # The new tokens of a prompt's sequences are neighbours in its slots.
-    new = jax.tree.map(
-        lambda x: x.reshape(x.shape[0], rows, group, *x.shape[3:]), read.stacks
-    )
-    written = _put(written, new, number * group)
     logits = backbone.logits(read.hidden[:, 0])
-    return written, logits.reshape(rows, group, -1)
+    return read.written, logits.reshape(rows, group, -1)

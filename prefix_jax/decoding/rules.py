@@ -89,6 +89,17 @@ def _ngram_followers(text, real, stop, n):
     return text[:, n - 1 :], repeats & (follower < stop) & held
 
 
+def likeliest(scores: Float[Array, "R V"]) -> Int[Array, " R"]:
+    """The first token of each row's highest score; the last token where a score is NaN.
+
+    As argmax, by two plain reductions: one of pairs is not vectorised on CPUs.
+    """
+    vocabulary = scores.shape[-1]
+    best = scores == scores.max(-1, keepdims=True)
+    first = jnp.where(best, jnp.arange(vocabulary), vocabulary - 1)
+    return first.min(-1)
+
+
 def truncate(scores: Float[Array, "R V"], rules: Rules) -> Float[Array, "R V"]:
     """Scores to sample from: temperature, then top-k, top-p, min-p, as transformers.
 

@@ -15,9 +15,10 @@ from prefix_jax.decoding.context import (
     read_token,
     unrolled,
 )
-from prefix_jax.decoding.rules import Rules, restrict, truncate
+from prefix_jax.decoding.rules import Rules, likeliest, restrict, truncate
 from prefix_jax.decoding.stops import START
-from prefix_jax.model.gpt2 import GPT2, Slots
+from prefix_jax.model.block import Slots
+from prefix_jax.model.gpt2 import GPT2
 from prefix_jax.model.kv import KV
 
 
@@ -120,7 +121,7 @@ def _write(context, state, logits, stops, rules) -> Sampled:
         keys = jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
         token = jax.vmap(jax.random.categorical)(keys, truncate(scores, rules))
     else:
-        token = jnp.argmax(scores, -1)
+        token = likeliest(scores)
     token = jnp.where(state.done, 0, token.reshape(rows, group).astype(jnp.int32))
     chosen = jnp.take_along_axis(logits, token[..., None], -1)[..., 0]
     chosen -= jax.nn.logsumexp(logits, -1)

@@ -1,5 +1,7 @@
 """A stack of GPT-2's transformer layers, and what they are made of."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -40,6 +42,48 @@ class Dense(nnx.Module):
         return product + self.bias[...].astype(x.dtype)
 
 
+class Slots(NamedTuple):
+    """One layer's room for keys and values, heads first (`KeyBlock`)."""
+
+    keys: Float[Array, "N H S K"]
+    values: Float[Array, "N H S K"]
+
+
+class Own(NamedTuple):
+    """Who sees the tokens' own keys and values, and where these are written.
+
+    They are written before any is read: an update of slots whose old value nothing else
+    reads happens in place, where one that is read first is copied for every token.
+    """
+
+    mask: Bool[Array, "#B #T S"]
+    slots: Slots | None = None
+    """None: nothing is kept, and S = T."""
+    start: Int[Array, ""] | None = None
+    """The first slot that is written."""
+
+    def write(
+        self, keys: Float[Array, "B T H K"], values: Float[Array, "B T H K"]
+    ) -> KeyBlock:
+        """What the tokens see of themselves, and of what the slots held before.
+
+        N slots are shared by B/N neighbouring rows, whose tokens lie there side by
+        side: the rows' first ones, then their second ones, then ...
+        """
+        if self.slots is None:
+            return KeyBlock.of(keys, values, self.mask)
+        start = self.start
+
+        def put(slots, x):
+            x = x.reshape(slots.shape[0], -1, *x.shape[2:])
+            x = jnp.swapaxes(x, 1, 2)
+            return jax.lax.dynamic_update_slice_in_dim(slots, x, start, 2)
+
+        return KeyBlock(
+            put(self.slots.keys, keys), put(self.slots.values, values), self.mask
+        )
+
+
 class Block(nnx.Module):
     """A stack of transformer layers; `lax.scan` hands `__call__` one of them."""
 
@@ -68,12 +112,12 @@ class Block(nnx.Module):
         self,
         x: Float[Array, "B T D"],
         seen: list[KeyBlock],
-        own_mask: Bool[Array, "#B T T"],
+        own: Own,
         index: Int[Array, ""],
         observe: bool,
-    ) -> tuple[Float[Array, "B T D"], tuple[Array, Array], Array | None]:
-        """One layer: its output, these tokens' (keys, values), each [B T H K], and, if
-        asked for, the share of attention that the first block receives, [B H T]."""
+    ) -> tuple[Float[Array, "B T D"], KeyBlock, Array | None]:
+        """One layer: its output, the block that holds these tokens' keys and values,
+        and, if asked for, the attention that the first block receives, [B H T]."""
         config = self.config
         scale = config.head_width**-0.5 if config.scale_attn_weights else 1.0
         if config.scale_attn_by_inverse_layer_idx:
@@ -81,7 +125,8 @@ class Block(nnx.Module):
         with jax.named_scope("attention"):
             normal = self.ln_1(x, config.layer_norm_epsilon)
             query, key, value = jnp.moveaxis(self.qkv("btd,dchk->btchk", normal), 2, 0)
-            blocks = [*seen, KeyBlock.of(key, value, own_mask)]
+            own_block = own.write(key, value)
+            blocks = [*seen, own_block]
             observed = mass(query, blocks, scale) if observe else None
             x += self.out("bthk,hkd->btd", attend(query, blocks, scale))
         with jax.named_scope("mlp"):
@@ -91,4 +136,4 @@ class Block(nnx.Module):
                 **{name: value.astype(x.dtype) for name, value in self.act.items()},
             )
             x += self.down("btf,fd->btd", inner)
-        return x, (key, value), observed
+        return x, own_block, observed

@@ -21,25 +21,20 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from prefix_jax.errors import InputError
 from prefix_jax.model.attention import KeyBlock, causal_mask, precision, prefix_mask
-from prefix_jax.model.block import Block, Norm
+from prefix_jax.model.block import Block, Norm, Own, Slots
 from prefix_jax.model.gpt2_config import GPT2Config
 from prefix_jax.model.kv import KV
 
 
-class Slots(NamedTuple):
-    """Room for the keys and values of a stack's layers, heads first (`KeyBlock`)."""
-
-    keys: Float[Array, "layers N H S K"]
-    values: Float[Array, "layers N H S K"]
-
-
 class Cache(NamedTuple):
-    """Keys and values of tokens that were read before."""
+    """Keys and values of tokens that were read before, for each layer."""
 
-    stacks: Sequence[Slots]
-    """Those of each of the backbone's stacks."""
+    layers: Sequence[Slots]
     mask: Bool[Array, "#B #T S"]
     """Which slots each row, or each of its tokens, sees."""
+    start: Int[Array, ""] | None = None
+    """Where the tokens that are read now write theirs, in place of a block of their
+    own: `mask` says which of those they see, too. None: the cache is only read."""
 
 
 class Forward(NamedTuple):
@@ -47,16 +42,12 @@ class Forward(NamedTuple):
 
     hidden: Float[Array, "B T D"]
     """After the last layer norm, in the backbone's dtype."""
-    stacks: list[KV]
-    """Keys and values of the tokens themselves for each stack; none if not asked."""
+    kv: KV | None
+    """Keys and values of the tokens themselves, if asked for."""
+    written: list[Slots]
+    """The layers of the cache that has a `start`, with the tokens' in their place."""
     prefix_mass: Float[Array, "L B H T"] | None
     """The share of attention that each token pays to the prefix, if asked for."""
-
-    @property
-    def kv(self) -> KV:
-        """Keys and values of the tokens themselves in all layers."""
-        assert self.stacks, "forward was not asked to collect them"
-        return jax.tree.map(lambda *x: jnp.concatenate(x), *self.stacks)
 
 
 class GPT2(nnx.Module):
@@ -162,7 +153,7 @@ class GPT2(nnx.Module):
         are indices into the position table; None counts on from the prefix, and is only
         for text without a cache before it. Given ones are not checked: a compiled
         program cannot, and out of range they read the table's last row.
-        `collect` returns the tokens' own keys and values, for a cache; `observe` the
+        `collect` returns the tokens' own keys and values; `observe` the
         attention that they pay to a prefix that shares their softmax. `after` marks
         the tokens that come after an infix, which alone see it; for an infix only.
         Raises InputError where the positions cannot fit the table.
@@ -174,6 +165,8 @@ class GPT2(nnx.Module):
             if caches:
                 raise ValueError("after a cache, positions must be given")
             positions = self._positions(prefix, rows, length, after)
+        if caches and (set(self.stack_sizes) != {1} or collect or observe):
+            raise ValueError("caches are for a plain pass through unrolled layers")
         own_mask = causal_mask(length, mask)
         prefix_layers = None
         if prefix is not None:
@@ -185,45 +178,54 @@ class GPT2(nnx.Module):
             x = x.astype(self.dtype)
             x += self.position_embedding[...][positions].astype(self.dtype)
 
-        def layer(x, inputs):
-            block, index, prefix_layer, cache_layers = inputs
-            seen = []
+        def layer(x, inputs, slots=()):
+            block, index, prefix_layer = inputs
+            seen, own = [], Own(own_mask)
             if prefix is not None:
                 keys, values, real = prefix_layer
                 visible = prefix_mask(real, after, prefix.length)
                 seen.append(KeyBlock.of(keys, values, visible, prefix.own_softmax))
-            for cache, slots in zip(caches, cache_layers, strict=True):
-                seen.append(KeyBlock(slots.keys, slots.values, cache.mask))
+            for cache, held in zip(caches, slots, strict=True):
+                if cache.start is None:
+                    seen.append(KeyBlock(held.keys, held.values, cache.mask))
+                else:
+                    own = Own(cache.mask, held, cache.start)
             observing = observe and prefix is not None and not prefix.own_softmax
-            x, own_kv, share = block(x, seen, own_mask, index, observing)
-            return x, (own_kv if collect else None, share)
+            x, own_block, share = block(x, seen, own, index, observing)
+            keep = collect or slots
+            own_kv = Slots(own_block.keys, own_block.values) if keep else None
+            return x, (own_kv, share)
 
-        start, stacks, shares = 0, [], []
+        if self.remat:
+            layer = jax.checkpoint(layer)
+        start, written, gathered = 0, [], []
         for number, (stack, size) in enumerate(
             zip(self.blocks, self.stack_sizes, strict=True)
         ):
             stop = start + size
-            x, gathered = jax.lax.scan(
-                jax.checkpoint(layer) if self.remat else layer,
-                x,
-                (
-                    stack,
-                    jnp.arange(start, stop),
-                    jax.tree.map(lambda x, a=start, b=stop: x[a:b], prefix_layers),
-                    [cache.stacks[number] for cache in caches],
-                ),
-                unroll=size if self.unroll else 1,
+            inputs = (
+                stack,
+                jnp.arange(start, stop),
+                jax.tree.map(lambda x, a=start, b=stop: x[a:b], prefix_layers),
             )
-            own_kv, share = gathered
-            stacks += [] if own_kv is None else [KV(*own_kv)]
-            shares += [] if share is None else [share]
+            if caches:
+                # A scan would copy the slots.
+                alone = jax.tree.map(lambda x: x[0], inputs)
+                slots = [cache.layers[number] for cache in caches]
+                x, (own, _) = layer(x, alone, slots)
+                written.append(own)
+            else:
+                unroll = size if self.unroll else 1
+                x, kept = jax.lax.scan(layer, x, inputs, unroll=unroll)
+                gathered.append(kept)
             start = stop
         hidden = self.ln_f(x, self.config.layer_norm_epsilon)
-        return Forward(
-            hidden,
-            stacks,
-            jnp.concatenate(shares) if shares else None,
-        )
+        kv = share = None
+        if gathered:
+            own, share = jax.tree.map(lambda *x: jnp.concatenate(x), *gathered)
+            if own is not None:
+                kv = KV(jnp.swapaxes(own.keys, 2, 3), jnp.swapaxes(own.values, 2, 3))
+        return Forward(hidden, kv, written, share)
 
     @property
     def stack_sizes(self) -> tuple[int, ...]:
