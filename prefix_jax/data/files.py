@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from prefix_jax.errors import InputError, closest
+from prefix_jax.errors import InputError, closest, json_kind
 from prefix_jax.model.loading import END
 
 TABLE_ENDINGS = (".jsonl", ".csv", ".tsv")
@@ -138,7 +138,7 @@ def _read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, object]]]:
             ) from error
         if not isinstance(row, dict):
             raise InputError(
-                f"{place}: a JSON {type(row).__name__}; expected one object a line, "
+                f"{place}: {json_kind(row)}; expected one object a line, "
                 'such as {"source": "...", "target": "..."}'
             )
         yield place, row

@@ -20,7 +20,7 @@ from prefix_jax.data.files import (
 from prefix_jax.data.official import parallel
 from prefix_jax.data.official.sets import SETS, OfficialSet, Placed, Row, set_of_tfds
 from prefix_jax.data_config import DataConfig
-from prefix_jax.errors import InputError, closest
+from prefix_jax.errors import InputError, closest, json_value
 
 REFERENCES = "references"
 """A column of this name holds a list of accepted targets."""
@@ -215,8 +215,7 @@ def _texts(row: Row, column: str, place: str, option: str) -> tuple[str, ...]:
     for text in given:
         if not isinstance(text, str):
             raise InputError(
-                f'{place}: "{column}" holds {text!r}, a {type(text).__name__}; '
-                "expected text"
+                f'{place}: "{column}" holds {json_value(text)}; expected text'
             )
         if not text.isascii() and _lone_surrogate(text):
             raise InputError(

@@ -17,7 +17,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-from prefix_jax.errors import InputError
+from prefix_jax.errors import InputError, json_kind, json_value
 from prefix_jax.model.gpt2_config import GPT2Config
 from prefix_jax.model.tensor_files import read_json
 from prefix_jax.prefix_config import Placement, PositionMode
@@ -222,8 +222,8 @@ def _get(record: dict[str, Any], name: str, kind: type[T], folder: Path) -> T | 
     if value is None or isinstance(value, kind):
         return value
     raise InputError(
-        f"{folder}: {name} in the description of the prefix is {value!r}; expected "
-        f"{kind.__name__} or null"
+        f"{folder}: {name} in the description of the prefix is {json_value(value)}; "
+        f"expected {json_kind(kind())} or null"
     )
 
 
