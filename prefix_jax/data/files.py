@@ -4,7 +4,7 @@ import csv
 import gzip
 import json
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from prefix_jax.errors import InputError, closest, json_kind
@@ -162,16 +162,29 @@ def _read_table(
                     raise InputError(f"{place}: a column name occurs twice: {columns}")
             elif values:
                 if len(values) != len(columns):
-                    raise InputError(
-                        f"{place}: {len(values)} values; expected {len(columns)} "
-                        f"({', '.join(columns)}); quote values that hold a delimiter"
-                    )
+                    raise InputError(f"{place}: {_ragged(values, columns, quoted)}")
                 yield place, dict(zip(columns, values, strict=True))
     except csv.Error as error:
+        if str(error) == "unexpected end of data":
+            raise InputError(
+                f"{path}, line {number}: a double quote that opens a value in the row "
+                "that begins here is never closed; close it, and write one inside a "
+                'value as ""'
+            ) from error
         raise InputError(
             f"{path}, line {reader.line_num}: {error}; mend the line, "
             "or write the rows as JSONL"
         ) from error
+
+
+def _ragged(values: Sequence[str], columns: Sequence[str], quoted: bool) -> str:
+    """What to do about a row that has too many values, or too few."""
+    found = f"{len(values)} values; expected {len(columns)} ({', '.join(columns)}): "
+    if len(values) < len(columns):
+        return found + f"{columns[len(values)]} is missing; fill it in"
+    if quoted:
+        return found + 'put a value that holds a comma between double quotes, "a, b"'
+    return found + "a value cannot hold a tab; write a blank, or the rows as JSONL"
 
 
 def read_documents(path: Path) -> Iterator[str]:
