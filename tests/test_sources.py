@@ -126,7 +126,8 @@ def test_empty(tmp_path, name, content):
     if name == "train.jsonl":
         content = content.replace("source,target", "")
     write(tmp_path / name, content)
-    assert '"train" of files' in error(files(tmp_path))
+    assert f'"train" of {tmp_path / name} is empty' in error(files(tmp_path))
+    assert f'"train[3:]" of {tmp_path / name}' in error(files(tmp_path), "train[3:]")
 
 
 def test_missing_files(tmp_path):
@@ -177,12 +178,14 @@ def texts(folder, name="train"):
 def test_documents(tmp_path):
     write(tmp_path / "lines.txt", "one\r\n\n  two\nthree")
     assert texts(tmp_path, "lines") == ["one", "  two", "three"]
+    assert texts(tmp_path, "lines[1:2]") == ["  two"]
     end = "<|endoftext|>"
     text = f"\na\n\nb\n{end}\n{end}\r\n c <|endoftext|> d\n{end}\n\n"
     write(tmp_path / "separated.txt.gz", text)
     assert texts(tmp_path, "separated") == ["a\n\nb", " c <|endoftext|> d"]
     write(tmp_path / "rows.jsonl", '{"text": "a"}\n{"text": "b"}\n')
     assert texts(tmp_path, "rows") == ["a", "b"]
+    assert texts(tmp_path, "rows[1:]") == ["b"]
     write(tmp_path / "empty.txt", f"\n{end}\n")
     config = files(tmp_path, task="language_modelling")
     assert "is empty" in error(config, "empty", read_texts)

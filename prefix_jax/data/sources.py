@@ -81,9 +81,11 @@ def read_texts(config: DataConfig, name: str) -> Iterator[str]:
 
 
 def _documents(config: DataConfig, name: str) -> Iterator[str]:
-    if config.source == "files" and ending(path := _file(config, name)) == TEXT_ENDING:
-        yield from read_documents(path)
-        return
+    if config.source == "files":
+        whole, part = _sliced(name)
+        if ending(path := _file(config, whole)) == TEXT_ENDING:
+            yield from itertools.islice(read_documents(path), part.start, part.stop)
+            return
     _, target_column, _ = _columns(config)
     for place, row in _rows(config, name):
         yield from _targets(row, target_column, place)
@@ -120,8 +122,17 @@ def _rows(config: DataConfig, name: str) -> Iterator[Placed]:
     part = _SLICE.fullmatch(name)
     if part is None or config.source.startswith(TFDS):  # TFDS knows slices itself
         return _whole(config, name)
-    start, stop = (int(number) if number else None for number in part.groups()[1:])
-    return itertools.islice(_whole(config, part.group(1)), start, stop)
+    whole, part = _sliced(name)
+    return itertools.islice(_whole(config, whole), part.start, part.stop)
+
+
+def _sliced(name: str) -> tuple[str, slice]:
+    """`train[:1000]` as a name and which of its rows; without brackets all of them."""
+    found = _SLICE.fullmatch(name)
+    if found is None:
+        return name, slice(None)
+    start, stop = (int(number) if number else None for number in found.groups()[1:])
+    return found.group(1), slice(start, stop)
 
 
 def _whole(config: DataConfig, name: str) -> Iterator[Placed]:
@@ -231,5 +242,7 @@ def _lone_surrogate(text: str) -> bool:
 
 
 def _empty(config: DataConfig, name: str) -> InputError:
-    where = config.source if config.path is None else f"{config.source} {config.path}"
+    where = f"{config.source} {config.path or ''}".rstrip()
+    if config.source == "files":
+        where = str(_file(config, _sliced(name)[0]))
     return InputError(f'"{name}" of {where} is empty; expected at least one example')
