@@ -139,6 +139,8 @@ def test_missing_files(tmp_path):
     write(folder / "trian.csv", as_csv(PAIRS))
     message = error(files(folder))
     assert "trian.csv" in message and 'did you mean "trian"?' in message
+    assert 'rows of it such as "trian.csv[:800]"' in message
+    assert pairs_of(files(folder), "trian.csv[:1]") == PAIRS[:1]
     assert f"--data.path {folder}" in error(files(folder / "trian.csv"))
     write(folder / "train.csv", as_csv(PAIRS))
     write(folder / "train.jsonl.gz", as_jsonl(PAIRS))

@@ -56,6 +56,7 @@ def find_file(folder: Path, name: str, endings: tuple[str, ...] = ENDINGS) -> Pa
         raise InputError(
             f'{folder} has no file "{name}" (with or without one of '
             f"{', '.join(endings)} and {GZIP}); it holds {listing(present)}{hint}"
+            f"{_which_file(folder, endings)}"
         )
     return found[0]
 
@@ -64,6 +65,17 @@ def candidates(folder: Path, name: str, endings: Iterable[str]) -> list[Path]:
     """The files that are called `name` and one of the endings, plain or gzipped."""
     paths = (folder / f"{name}{end}{zip_}" for end in endings for zip_ in ("", GZIP))
     return [path for path in paths if path.is_file()]
+
+
+def _which_file(folder: Path, endings: tuple[str, ...]) -> str:
+    """How to name another file, or a part of it, where there is one to read."""
+    readable = sorted(p.name for p in folder.iterdir() if ending(p) in endings)
+    if not readable:
+        return ""
+    return (
+        "; say what to read with --data.train, --data.validation and --data.test: a "
+        f'file, or rows of it such as "{readable[0]}[:800]"'
+    )
 
 
 def _no_folder(folder: Path) -> InputError:
