@@ -119,8 +119,7 @@ def _columns(config: DataConfig) -> tuple[str, str, str | None]:
 
 def _rows(config: DataConfig, name: str) -> Iterator[Placed]:
     """Rows of the split or file `name` as (place, {column: value})."""
-    part = _SLICE.fullmatch(name)
-    if part is None or config.source.startswith(TFDS):  # TFDS knows slices itself
+    if config.source.startswith(TFDS):  # which knows slices itself
         return _whole(config, name)
     whole, part = _sliced(name)
     return itertools.islice(_whole(config, whole), part.start, part.stop)
@@ -216,7 +215,8 @@ def _texts(row: Row, column: str, place: str, option: str) -> tuple[str, ...]:
     if column not in row:
         raise InputError(
             f'{place}: no column "{column}"; it has {listing(row)}'
-            f"{closest(column, row)} (--{option} says which to read)"
+            f"{closest(column, row)}"
+            f" (--{option.replace('_', '-')} says which to read)"
         )
     value = row[column]
     given = value if isinstance(value, list) else [value]
