@@ -228,7 +228,7 @@ def _texts(row: Row, column: str, place: str, option: str) -> tuple[str, ...]:
             raise InputError(
                 f'{place}: "{column}" holds {json_value(text)}; expected text'
             )
-        if not text.isascii() and _lone_surrogate(text):
+        if has_lone_surrogate(text):
             raise InputError(
                 f'{place}: "{column}" holds half of a surrogate pair (\\ud800 to '
                 "\\udfff), which is no character; mend the text"
@@ -237,8 +237,12 @@ def _texts(row: Row, column: str, place: str, option: str) -> tuple[str, ...]:
     return tuple(texts)
 
 
-def _lone_surrogate(text: str) -> bool:
-    return any("\ud800" <= character <= "\udfff" for character in text)
+def has_lone_surrogate(text: str) -> bool:
+    """Whether it holds what is no character, and no tokenizer takes.
+
+    JSON can have it, and so does what Python makes of bytes that are not UTF-8.
+    """
+    return not text.isascii() and any("\ud800" <= one <= "\udfff" for one in text)
 
 
 def _empty(config: DataConfig, name: str) -> InputError:
