@@ -83,7 +83,7 @@ def test_with_a_column_each_is_scored_on_its_rows(evaluate, folders):
         written = [json.loads(line)["source"] for line in lines]
         assert written == [f"name : Mill {number}" for number in sources]
     limited = evaluate(*both(folders), "--data.prefix-column", "who", "--limit", "1")
-    assert "1 sources" in limited[1]
+    assert "(1 source, " in limited[1]
 
 
 def test_names_that_do_not_fit_are_explained(evaluate, folders, recipe, tmp_path):

@@ -14,7 +14,7 @@ from prefix_jax.errors import InputError
 from prefix_jax.runs.evaluate import check_limit, score
 from prefix_jax.runs.prepare import prepare
 from prefix_jax.runs.record import check_folder
-from prefix_jax.runs.report import Evaluation, write_evaluation
+from prefix_jax.runs.report import Evaluation, counted, write_evaluation
 from prefix_jax.runs.result import load_result, stored_bytes
 from prefix_jax.runs.train import train_prepared
 from prefix_jax.runs.validate import Written
@@ -131,7 +131,7 @@ def compare(
 
 def _table(rows: Sequence[Row], split: Split) -> Table:
     sources = rows[0].scores.sources
-    table = Table(title=f"{split} split, {sources:,} sources")
+    table = Table(title=f"{split} split, {counted(sources, 'source')}")
     table.add_column("method", no_wrap=True)
     main = [one.rpartition(" ")[0] for one in _main_score(rows[0].scores)]
     for name in ("trained", "share", "stored", "loss", *main, "seconds"):
