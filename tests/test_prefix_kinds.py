@@ -247,7 +247,7 @@ def test_dropout_of_embeddings_drops_before_the_backbone_reads(backbone):
         ({"layers": ()}, "at least one layer"),
         ({"layers": (1, 1)}, "each of them once"),
         ({"lengths": (0, 0)}, "not all of them 0"),
-        ({"lengths": (1, 2), "length": 3}, "set prefix.length to that too"),
+        ({"lengths": (1, 2), "length": 3}, "give --prefix.length 2 too, or leave"),
         ({"nested": (4, 2)}, "growing lengths"),
         ({"nested": (2, 20)}, "nested has 20 positions but the prefix has 10"),
         ({"init": "labels"}, "prefix.labels is empty"),
