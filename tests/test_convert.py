@@ -144,7 +144,7 @@ def test_what_peft_cannot_represent_is_refused(
     for arguments, message in (
         (["u", "--out", out], "unshifted positions"),
         (["peft", "--out", out], "PEFT wrote it"),
-        (["nowhere", "--out", out], "holds no prefix"),
+        (["nowhere", "--out", out], "nowhere does not exist"),
         (["run", "--out", tmp_path / "other"], "thesis.tex"),
         (["run", "--out", tmp_path / "run/best/x"], "is inside"),
         (["run", "--out", tmp_path / "run/best"], "belongs to the run"),

@@ -98,7 +98,7 @@ def test_names_that_do_not_fit_are_explained(evaluate, folders, recipe, tmp_path
         (["--prefix", f"a={a}", "--prefix", f"a={b}"], 'two prefixes are called "a"'),
         (["--prefix", f"best={a}"], "cannot name its files"),
         (["--prefix", f"x/y={a}"], "cannot name its files"),
-        (["--prefix", "a=nowhere"], "nowhere holds no prefix"),
+        (["--prefix", "a=nowhere"], "nowhere does not exist"),
         (["--prefix", a, "--which", "last"], "--which last is of the run"),
         (["--prefix", a, "--workdir", f"{recipe}"], "is a file; give a folder"),
         ([*column, "--data.task", "language_modelling"], "only rows of"),

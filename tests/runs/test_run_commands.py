@@ -152,7 +152,10 @@ def test_kinds_of_prefix_by_the_command_line(config, tmp_path, capsys, kind):
         (["train", "RECIPE", "--prefix.length", "0"], "prefix.length is 0"),
         (["train", "RECIPE", "--prefix.length", "60"], "lower data.max_length"),
         (["train", "RECIPE", "--prefix.layers", "3"], "has 3 layers, 0 to 2"),
-        (["shorten", "nowhere", "--length", "2", "--out", "x"], "holds no prefix"),
+        (
+            ["shorten", "nowhere", "--length", "2", "--out", "x"],
+            "nowhere does not exist",
+        ),
         (["train", "RECIPE", "--data.path", "nowhere"], "nowhere"),
         (["train", "RECIPE", "--train.batch-size", "0"], "train.batch_size"),
         (["train", "."], ". is no file; a recipe is a Python file"),
