@@ -18,10 +18,11 @@ from prefix_jax.runs.prepare import Rows, Setup, prepare
 from prefix_jax.runs.progress import counting
 from prefix_jax.runs.record import check_folder
 from prefix_jax.runs.report import Evaluation, counted, write_evaluation
-from prefix_jax.runs.result import load_result
+from prefix_jax.runs.result import check_result, load_result
 from prefix_jax.runs.validate import Validation, Validator, Written, write_each
 from prefix_jax.scoring.classes import ClassReport
 from prefix_jax.scoring.metrics import class_scores, metrics_of, text_scores
+from prefix_jax.storage.metadata import read_metadata
 
 Which = Literal["best", "last", "none"]
 
@@ -52,6 +53,8 @@ def evaluate(
     metrics_of(config.data.task, config.score.metrics)
     if workdir is not None:
         check_folder(workdir)
+        if which != "none":
+            check_result(workdir / which)
     console = console or Console()
     setup = prepare(config)
     if which == "none" or workdir is None:
@@ -89,6 +92,7 @@ def evaluate_prefixes(
                 f"without slashes, other than {', '.join(get_args(Which))}: "
                 "--prefix NAME=FOLDER"
             )
+        read_metadata(prefixes[name])
     check_folder(workdir)
     console = console or Console()
     setup = prepare(config)
