@@ -120,6 +120,7 @@ def test_bad_requests_are_explained(folder, tmp_path, capsys):
         ([folder, "--text", "mill " * 90], "exceed the backbone's 64 positions"),
         ([folder, "--backbone", "tinny"], "did you mean"),
         ([folder, "--plot", tmp_path / "no" / "x.png"], "cannot write the picture"),
+        ([folder, "--plot", tmp_path], "cannot write the picture"),
     ):
         code, text = run(capsys, *arguments)
         assert code == 2 and message in text, text
