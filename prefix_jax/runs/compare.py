@@ -75,6 +75,7 @@ def compare(
     if not methods:
         raise InputError(f"there is no method to compare; name some of {list(LABELS)}")
     configs = {method: _config(config, method, learning_rates) for method in methods}
+    check_folder(workdir)
     for method in methods:
         check_folder(workdir / method)
         if method != "none":

@@ -106,6 +106,7 @@ def write_record(
 
 def read_record(workdir: Path) -> dict:
     """The record in `workdir`; InputError if it is missing or cannot be read."""
+    check_folder(workdir)
     path = workdir / "config.json"
     if not path.exists():
         raise InputError(

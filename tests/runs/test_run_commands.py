@@ -167,6 +167,8 @@ def test_kinds_of_prefix_by_the_command_line(config, tmp_path, capsys, kind):
         (["evaluate", "RECIPE", "--workdir", "nowhere"], "nowhere"),
         (["evaluate", "--workdir", "nowhere"], "nowhere holds no run"),
         (["evaluate"], "runs/latest holds no run"),
+        (["evaluate", "--workdir", "recipe.py"], "recipe.py is a file"),
+        (["compare", "RECIPE", "--workdir", "recipe.py"], "recipe.py is a file"),
         (["evaluate", "--workdir"], "--workdir has no value; expected a path"),
         (["generate", "text", "--prefix", "nowhere"], "nowhere"),
         (["generate", "text", "--backbone", "tinny"], "did you mean"),
