@@ -161,7 +161,7 @@ def test_damaged_gzip(tmp_path):
 
 def test_sources_that_are_not(tmp_path):
     assert 'did you mean "quickstart"' in error(DataConfig(source="quikstart"))
-    assert "needs data.path" in error(DataConfig(source="e2e"))
+    assert "that holds it: give --data.path FOLDER" in error(DataConfig(source="e2e"))
     message = error(DataConfig(source="e2e", path=str(tmp_path)), "dev")
     assert "train, validation, test" in message
 

@@ -51,12 +51,13 @@ def find_file(folder: Path, name: str, endings: tuple[str, ...] = ENDINGS) -> Pa
         )
     if not found:
         present = [entry.name for entry in folder.iterdir()]
-        stems = {entry.split(".")[0] for entry in present}
-        hint = closest(name, present) or closest(name, stems)
+        readable = sorted(p.name for p in folder.iterdir() if ending(p) in endings)
+        stems = {entry.split(".")[0] for entry in readable}
+        hint = closest(name, readable) or closest(name, stems)
         raise InputError(
             f'{folder} has no file "{name}" (with or without one of '
             f"{', '.join(endings)} and {GZIP}); it holds {listing(present)}{hint}"
-            f"{_which_file(folder, endings)}"
+            f"{_which_file(readable)}"
         )
     return found[0]
 
@@ -67,9 +68,8 @@ def candidates(folder: Path, name: str, endings: Iterable[str]) -> list[Path]:
     return [path for path in paths if path.is_file()]
 
 
-def _which_file(folder: Path, endings: tuple[str, ...]) -> str:
+def _which_file(readable: Sequence[str]) -> str:
     """How to name another file, or a part of it, where there is one to read."""
-    readable = sorted(p.name for p in folder.iterdir() if ending(p) in endings)
     if not readable:
         return ""
     return (

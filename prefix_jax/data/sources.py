@@ -162,7 +162,8 @@ def _whole(config: DataConfig, name: str) -> Iterator[Placed]:
 def _folder(config: DataConfig) -> Path:
     if config.path is None:
         raise InputError(
-            f'data.source "{config.source}" needs data.path, the folder that holds it'
+            f'data.source "{config.source}" needs the folder that holds it: give '
+            "--data.path FOLDER"
         )
     return Path(config.path)
 
