@@ -181,6 +181,7 @@ def test_what_cannot_be_imported_is_explained(run, stored, tmp_path, model_folde
     (lora / CONFIG).write_text(json.dumps(config | {"peft_type": "LORA"}))
     for arguments, message in (
         ([stored / "best", "--out", out], "needs no import"),
+        ([stored, "--out", out], "needs no import"),
         ([tmp_path / "nowhere", "--out", out], "does not exist"),
         ([tmp_path / "empty", "--out", out], "no weights in"),
         ([peft, "--out", out], "does not say which backbone"),

@@ -67,7 +67,7 @@ def import_(
     `backbone`: name or folder; None: as adapter_config.json says. Raises InputError as
     `import_prefix` and `save_prefix`, and where no backbone is named.
     """
-    if (source / OWN_CONFIG).is_file():
+    if (prefix_folder(source) / OWN_CONFIG).is_file():
         raise InputError(
             f"{source} is a prefix of this library, and needs no import: use it as it "
             f"is, for example prefix-jax generate --prefix {source}"
