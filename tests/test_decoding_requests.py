@@ -134,7 +134,10 @@ def test_the_name_of_a_special_token_in_a_prompt_is_text(backbone, tokenizer):
 
 
 def test_limits_are_checked_before_decoding(backbone, tokenizer, prefixes):
-    with pytest.raises(InputError, match=r"prefix 5 \+ prompt \d+ \+ .* 60 = \d+"):
+    message = (
+        r"prefix 5 \+ prompt \d+ \+ .* 60 = \d+.* or lower decode.max_new_tokens to"
+    )
+    with pytest.raises(InputError, match=message):
         generate(
             backbone,
             tokenizer,
@@ -142,6 +145,8 @@ def test_limits_are_checked_before_decoding(backbone, tokenizer, prefixes):
             prefix=prefixes["shifted"],
             decode=DecodeConfig(max_new_tokens=60),
         )
+    with pytest.raises(InputError, match=r"exceeds .*; shorten the prompt$"):
+        generate(backbone, tokenizer, [[7] * 64], decode=DecodeConfig(max_new_tokens=1))
     with pytest.raises(InputError, match=r"prompt 1 .* is empty"):
         generate(backbone, tokenizer, ["a", ""], decode=DecodeConfig(max_new_tokens=1))
 
