@@ -45,8 +45,9 @@ def parse(
         raise _explained(stop, said.getvalue(), kind, arguments, program) from None
     assert isinstance(options, kind)
     if rest:
+        hint = closest(_name(f"--{rest[0]}"), known, cutoff=0.9)
         raise InputError(
-            f'{program}: "{rest[0]}" belongs to no option; see {program} --help'
+            f'{program}: "{rest[0]}" belongs to no option{hint} (see {program} --help)'
         )
     return options
 

@@ -16,7 +16,7 @@ from prefix_jax.data_config import Task
 from prefix_jax.errors import InputError
 
 if TYPE_CHECKING:  # the rest starts without loading jax
-    from prefix_jax.runs.generate import Line
+    from prefix_jax.runs.prompts import Line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,9 +145,15 @@ def generate(arguments: list[str]) -> int:
         raise InputError("prompts come from the command line or from --file; not both")
     if options.stream and options.json:
         raise InputError("--stream shows text, not JSON; leave out --stream or --json")
-    from prefix_jax.runs.generate import Line, open_writer, read_prompts
+    from prefix_jax.runs.generate import open_writer
+    from prefix_jax.runs.prefixes import named_folders
+    from prefix_jax.runs.prompts import Line, check_lines, read_prompts
 
-    lines = [Line(prompt) for prompt in options.prompts] or read_prompts(options.file)
+    lines = [
+        Line(prompt, place=f"prompt {number}")
+        for number, prompt in enumerate(options.prompts, 1)
+    ] or read_prompts(options.file)
+    check_lines(lines, list(named_folders(options.prefix)))  # before anything is loaded
     writer = open_writer(options.prefix, options.backbone, options.task, options.labels)
     decode = options.decode
     if writer.classifies:

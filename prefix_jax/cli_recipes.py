@@ -48,7 +48,7 @@ class Evaluate(Config):
     which: Literal["best", "last", "none"] = "best"
     """The best prefix on validation, the last, or the backbone alone."""
     limit: int | None = None
-    """Write texts for the first so many sources only."""
+    """Score the first so many sources only, each with all of its references."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Compare(Config):
     """`none` is the backbone alone."""
     split: Literal["validation", "test"] = "test"
     limit: int | None = None
-    """Write texts for the first so many sources only."""
+    """Score the first so many sources only, each with all of its references."""
     full_learning_rate: float | None = None
     """Learning rate of `full`; None: its default. So is the next."""
     top2_learning_rate: float | None = None

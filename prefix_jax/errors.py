@@ -1,6 +1,7 @@
-"""The one error type for what users hand to the library, and its help with typos."""
+"""The one error type for what users hand to the library, and words for messages."""
 
 import difflib
+import json
 from collections.abc import Iterable
 
 
@@ -15,6 +16,29 @@ def closest(given: str, names: Iterable[str], *, cutoff: float = 0.6) -> str:
     """
     found = difflib.get_close_matches(given, list(names), n=1, cutoff=cutoff)
     return f'; did you mean "{found[0]}"?' if found else ""
+
+
+def json_kind(value: object) -> str:
+    """What JSON calls a value that was read from it: `null`, `a number`, `a list`."""
+    names = {
+        bool: "a boolean",
+        int: "a whole number",
+        float: "a number",
+        str: "a text",
+        list: "a list",
+        dict: "an object",
+    }
+    return "null" if value is None else names.get(type(value), type(value).__name__)
+
+
+def json_value(value: object) -> str:
+    """A value as JSON writes it, shortened, and its kind: `5, a whole number`."""
+    if value is None:
+        return "null"
+    written = json.dumps(value, ensure_ascii=False, default=repr)
+    if len(written) > 60:
+        written = f"{written[:60]}..."
+    return f"{written}, {json_kind(value)}"
 
 
 def first_line(error: BaseException) -> str:

@@ -127,7 +127,8 @@ class PrefixConfig(Section):
         ):
             raise InputError(
                 f"prefix.length is {self.length} but the longest of prefix.lengths is "
-                f"{self.longest}; set prefix.length to that too"
+                f"{self.longest}; give --prefix.length {self.longest} too, or leave "
+                "prefix.length out of the recipe"
             )
         if list(self.nested) != sorted(set(self.nested)):
             raise InputError(

@@ -1,6 +1,7 @@
-"""One prefix of every kind, for the tests of what all of them can do."""
+"""One prefix of every kind, for the tests of what all of them can do, and a text."""
 
 import jax
+import jax.numpy as jnp
 
 from prefix_jax.model.prefix import init_prefix
 from prefix_jax.prefix_config import PrefixConfig
@@ -26,6 +27,10 @@ KINDS = {
     },
 }
 
+TEXT = jnp.asarray([[7, 8, 9, 10, 200, 3], [3, 1, 4, 1, 5, 9]])
+SOURCE = 3
+AFTER = jnp.broadcast_to(jnp.arange(TEXT.shape[1]) >= SOURCE, TEXT.shape)
+
 
 def make(backbone, **settings):
     """A random prefix of LENGTH positions, or as `settings` say."""
@@ -40,3 +45,10 @@ def opened(prefix):
     if getattr(prefix, "gate", None) is not None:
         prefix.gate[...] = jax.random.normal(jax.random.key(8), prefix.gate.shape)
     return prefix
+
+
+@jax.jit
+def read(backbone, kv):
+    """Logits of TEXT; of an infix the text after SOURCE tokens sees it."""
+    after = AFTER if kv is not None and kv.placement == "infix" else None
+    return backbone(TEXT, kv, after=after)

@@ -16,7 +16,7 @@ from prefix_jax.model.gpt2 import GPT2
 from prefix_jax.model.kv import KV
 from prefix_jax.model.prefix_form import Form
 from prefix_jax.model.prefix_kinds import MLPPrefix
-from prefix_jax.model.weights import fingerprint
+from prefix_jax.model.weights import fingerprint, save_backbone
 from prefix_jax.storage.artifact import load_prefix, save_prefix
 from prefix_jax.storage.metadata import read_metadata
 from prefix_jax.storage.peft_layout import to_tensor
@@ -162,7 +162,7 @@ def test_another_backbone_is_refused(folder, backbone):
         with pytest.raises(InputError, match=message):
             load_prefix(folder, changed(backbone, **fields))
     other = changed(backbone)
-    with pytest.raises(InputError, match="its weights differ"):
+    with pytest.raises(InputError, match=r"its weights differ.*--backbone\.name NAME"):
         load_prefix(folder, other)
     (folder / OWN).unlink()  # then nothing but the shape can be checked
     load_prefix(folder, other)
@@ -180,8 +180,26 @@ def write_tensor(folder, tensor, name="prompt_embeddings"):
     save_file({name: tensor}, folder / TENSORS, metadata={"format": "pt"})
 
 
+def test_what_is_there_instead_of_a_prefix_is_said(tmp_path, small):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.md").write_text("")
+    save_backbone(tmp_path / "tuned", small)
+    for name, message in (
+        ("othr", 'othr does not exist; did you mean "other"'),
+        ("absent", "absent does not exist; give the folder of a prefix, or of the r"),
+        ("file", "file is a file; give the folder"),
+        ("empty", "empty is empty; give the folder"),
+        ("other", r"other holds no prefix .* but notes\.md; give the folder"),
+        ("tuned", r"holds no prefix .* whole model.* use it as a backbone"),
+    ):
+        with pytest.raises(InputError, match=message):
+            read_metadata(tmp_path / name)
+
+
 DAMAGE = {
-    "gone": (lambda f: shutil.rmtree(f), "holds no prefix"),
+    "gone": (lambda f: shutil.rmtree(f), "does not exist; give the folder"),
     "no tensors": (lambda f: (f / TENSORS).unlink(), "is missing"),
     "cut": (
         lambda f: (f / TENSORS).write_bytes((f / TENSORS).read_bytes()[:-9]),
@@ -219,7 +237,10 @@ DAMAGE = {
     "kind": (lambda f: edit(f / OWN, kind="adapter"), "kind 'adapter'"),
     "format": (lambda f: edit(f / OWN, format=2), "format 2"),
     "mode": (lambda f: edit(f / OWN, position_mode="left"), "position_mode is 'left'"),
-    "field": (lambda f: edit(f / OWN, recipe=3), "recipe .* is 3; expected dict"),
+    "field": (
+        lambda f: edit(f / OWN, recipe=3),
+        "recipe .* is 3, a whole number; expected an object",
+    ),
     "peft": (lambda f: edit(f / CONFIG, peft_type="LORA"), "peft_type is 'LORA'"),
     "other mode": (lambda f: edit(f / OWN, position_mode="unshifted"), "is missing"),
 }

@@ -3,92 +3,26 @@
 import dataclasses
 import importlib.metadata
 import json
-import os
-import random
-import resource
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 import pytest
 import transformers
+from states import make_step, opened, peek, same, start
 
 from prefix_jax.errors import InputError
 from prefix_jax.learning.split import count, split
-from prefix_jax.learning.step import TrainState, init_train_state
-from prefix_jax.model.kv import KV
-from prefix_jax.model.prefix_kinds import FlatPrefix
-from prefix_jax.storage.checkpoint import Checkpoints, library_versions
+from prefix_jax.learning.step import init_train_state
+from prefix_jax.storage.checkpoint import library_versions
 
-REPOSITORY = Path(__file__).parents[1]
 META = {"best": {"loss": 1.5, "step": 3}, "config": {"buckets": [8, 16]}}
-OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(0.1))
-
-
-def start(backbone, length=4, optimizer=OPTIMIZER, key=None) -> TrainState:
-    """A state of prefix mode before its first step."""
-    config = backbone.config
-    shape = (config.n_layer, 1, length, config.n_head, config.head_width)
-    rng = np.random.default_rng(0)
-    kv = KV(*(jnp.float32(rng.normal(size=shape)) for _ in range(2)))
-    one = jax.tree.map(lambda x: jnp.ones((len(x), 1, 1, x.shape[3], 1)), kv)
-    prefix = FlatPrefix(kv, one)
-    trainable, _ = split({"backbone": backbone, "prefix": prefix}, "prefix")
-    return init_train_state(
-        trainable, optimizer, jax.random.key(7) if key is None else key
-    )
-
-
-@jax.jit
-def peek(state):
-    """A copy of the state that a donating step leaves alone."""
-    return jax.tree.map(jnp.copy, state)
-
-
-def make_step(optimizer=OPTIMIZER):
-    """Like a training step: random, stateful, its input donated."""
-
-    def step(state):
-        key = jax.random.fold_in(state.key, state.step)
-        grads = jax.tree.map(lambda x: jax.random.normal(key, x.shape), state.trainable)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
-        trainable = optax.apply_updates(state.trainable, updates)
-        return TrainState(state.step + 1, trainable, opt_state, state.key)
-
-    return jax.jit(step, donate_argnums=0)
 
 
 @pytest.fixture(scope="module")
 def step():
     return make_step()
-
-
-def opened(workdir, fingerprint="backbone-1", **options):
-    return Checkpoints(workdir, backbone_fingerprint=fingerprint, **options)
-
-
-def same(a: TrainState, b: TrainState) -> bool:
-    """Structure, types and bits."""
-
-    def plain(x):
-        return (
-            jax.random.key_data(x)
-            if jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
-            else x
-        )
-
-    if jax.tree.structure(a) != jax.tree.structure(b):
-        return False
-    return all(
-        x.dtype == y.dtype and np.array_equal(plain(x), plain(y))
-        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    )
 
 
 @pytest.fixture
@@ -279,89 +213,3 @@ def test_a_file_in_the_way_is_named(tmp_path):
     (tmp_path / "run").write_text("")
     with pytest.raises(InputError, match=r"cannot keep checkpoints in .*run"):
         opened(tmp_path / "run")
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("heard_by", ["save", "wait", "leaving"])
-def test_a_failure_in_the_background_is_heard(tmp_path, backbone, step, heard_by):
-    """No file may grow beyond some bytes, as on a full disk."""
-    state = step(start(backbone, length=32))
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    checkpoints = opened(tmp_path)
-    checkpoints.save(1, state, {}, {})
-    checkpoints.wait()
-    state = step(state)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
-    try:
-        checkpoints.save(2, state, {}, {})
-        with pytest.raises(OSError, match=r"could not be written .* steps there: 1"):
-            if heard_by == "save":
-                later = dataclasses.replace(state, step=jnp.int32(3))
-                checkpoints.save(3, later, {}, {})
-            elif heard_by == "wait":
-                checkpoints.wait()
-            else:
-                checkpoints.__exit__(None, None, None)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    with opened(tmp_path) as again:
-        assert int(again.restore(start(backbone, length=32)).state.step) == 1
-
-
-WRITER = """
-import dataclasses, sys, time
-import jax, jax.numpy as jnp
-from prefix_jax.learning.step import TrainState
-from prefix_jax.storage.checkpoint import Checkpoints
-
-def state(step):
-    fill = {"prefix": {str(i): jnp.full(20_000, step, jnp.float32) for i in range(6)}}
-    return TrainState(jnp.int32(step), fill, (), jax.random.key(step))
-
-if __name__ == "__main__":
-    with Checkpoints(sys.argv[1], backbone_fingerprint="") as checkpoints:
-        found = checkpoints.restore(state(0))
-        step = int(found.state.step) if found else 0
-        while True:
-            step += 1
-            checkpoints.save(step, state(step), {"next_index": step}, {"step": step})
-            print(step, flush=True)
-"""
-
-
-def kill_while_writing(workdir: Path, delay: float) -> int:
-    """Starts a process that saves and saves, kills it; the last step it began."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", WRITER, str(workdir)],
-        cwd=REPOSITORY,
-        env={**os.environ, "JAX_PLATFORMS": "cpu"},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        for _ in range(3):
-            begun = process.stdout.readline()
-        time.sleep(delay)
-    finally:
-        process.send_signal(signal.SIGKILL)
-    rest = process.communicate(timeout=60)[0].split()
-    return int(rest[-1] if rest else begun)
-
-
-def test_a_killed_process_leaves_the_step_before_or_the_new_one(tmp_path):
-    writer = {"__name__": "writer"}
-    exec(WRITER, writer)
-    rng = random.Random(0)
-    for _ in range(2):
-        begun = kill_while_writing(tmp_path, delay=rng.uniform(0, 0.05))
-        with opened(tmp_path, fingerprint="") as checkpoints:
-            state, data_state, meta = checkpoints.restore(writer["state"](0))
-        step = int(state.step)
-        # `begun` was printed, the next may have been written before it was.
-        assert begun - 1 <= step <= begun + 1
-        assert same(state, writer["state"](step))
-        assert data_state == {"next_index": step} and meta == {"step": step}
-    with opened(tmp_path, fingerprint="") as checkpoints:
-        checkpoints.save(step + 1, writer["state"](step + 1), {}, {})
-    names = {path.name for path in (tmp_path / "checkpoints").iterdir()}
-    assert names == {str(step), str(step + 1)}, "half-written folders are left"

@@ -9,6 +9,7 @@ import tyro
 
 from prefix_jax.checks import Section, Size
 from prefix_jax.cli_options import parse
+from prefix_jax.config import Config
 from prefix_jax.errors import InputError
 
 
@@ -48,6 +49,12 @@ def test_right_options_are_read():
         expected, inner=dataclasses.replace(inner, on=False)
     )
     assert parse(Options, ["--inner.size", "None"], "x", options).inner.size is None
+
+
+def test_a_name_in_a_message_can_be_pasted_behind_two_dashes():
+    """Messages name a field as a recipe does, `train.batch_size`, the help with `-`."""
+    for name in ("--train.batch_size", "--train.batch-size"):
+        assert parse(Config, [name, "5"], "x").train.batch_size == 5
 
 
 @pytest.mark.parametrize(
@@ -92,10 +99,15 @@ def test_right_options_are_read():
         (["here"], "prog x needs PLACE and --out; got here (see prog x --help)"),
         ([], "prog x needs PLACE and --out; got nothing (see prog x --help)"),
         (["--out"], "--out has no value; expected a path"),
-        ([*GIVEN, "more"], 'prog x: "more" belongs to no option; see prog x --help'),
+        ([*GIVEN, "more"], 'prog x: "more" belongs to no option (see prog x --help)'),
+        (
+            [*GIVEN, "inner.size", "5"],
+            'prog x: "inner.size" belongs to no option; did you mean "--inner.size"? '
+            "(see prog x --help)",
+        ),
         (
             [*GIVEN, "--inner.on", "yes"],
-            'prog x: "yes" belongs to no option; see prog x --help',
+            'prog x: "yes" belongs to no option (see prog x --help)',
         ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

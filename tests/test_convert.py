@@ -144,7 +144,7 @@ def test_what_peft_cannot_represent_is_refused(
     for arguments, message in (
         (["u", "--out", out], "unshifted positions"),
         (["peft", "--out", out], "PEFT wrote it"),
-        (["nowhere", "--out", out], "holds no prefix"),
+        (["nowhere", "--out", out], "nowhere does not exist"),
         (["run", "--out", tmp_path / "other"], "thesis.tex"),
         (["run", "--out", tmp_path / "run/best/x"], "is inside"),
         (["run", "--out", tmp_path / "run/best"], "belongs to the run"),
@@ -175,12 +175,15 @@ def test_what_cannot_be_imported_is_explained(run, stored, tmp_path, model_folde
         (folder / OWN).unlink()
         config = read(folder / CONFIG) | {"base_model_name_or_path": name}
         (folder / CONFIG).write_text(json.dumps(config))
+    (tmp_path / "empty").mkdir()
     lora = tmp_path / "lora"
     shutil.copytree(gone, lora)
     (lora / CONFIG).write_text(json.dumps(config | {"peft_type": "LORA"}))
     for arguments, message in (
         ([stored / "best", "--out", out], "needs no import"),
+        ([stored, "--out", out], "needs no import"),
         ([tmp_path / "nowhere", "--out", out], "does not exist"),
+        ([tmp_path / "empty", "--out", out], "no weights in"),
         ([peft, "--out", out], "does not say which backbone"),
         ([peft / TENSORS, "--out", out], "does not say which backbone"),
         ([gone, "--out", out], "say with --backbone"),

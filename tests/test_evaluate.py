@@ -83,7 +83,7 @@ def test_with_a_column_each_is_scored_on_its_rows(evaluate, folders):
         written = [json.loads(line)["source"] for line in lines]
         assert written == [f"name : Mill {number}" for number in sources]
     limited = evaluate(*both(folders), "--data.prefix-column", "who", "--limit", "1")
-    assert "1 sources" in limited[1]
+    assert "(1 source, " in limited[1]
 
 
 def test_names_that_do_not_fit_are_explained(evaluate, folders, recipe, tmp_path):
@@ -98,7 +98,7 @@ def test_names_that_do_not_fit_are_explained(evaluate, folders, recipe, tmp_path
         (["--prefix", f"a={a}", "--prefix", f"a={b}"], 'two prefixes are called "a"'),
         (["--prefix", f"best={a}"], "cannot name its files"),
         (["--prefix", f"x/y={a}"], "cannot name its files"),
-        (["--prefix", "a=nowhere"], "nowhere holds no prefix"),
+        (["--prefix", "a=nowhere"], "nowhere does not exist"),
         (["--prefix", a, "--which", "last"], "--which last is of the run"),
         (["--prefix", a, "--workdir", f"{recipe}"], "is a file; give a folder"),
         ([*column, "--data.task", "language_modelling"], "only rows of"),

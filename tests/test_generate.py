@@ -1,6 +1,7 @@
 """What the command line's `generate` makes of a stored prefix and of prompts."""
 
 import dataclasses
+import io
 import json
 
 import jax
@@ -13,7 +14,8 @@ from prefix_jax.decoding.generate import generate
 from prefix_jax.errors import InputError
 from prefix_jax.model.prefix import init_prefix
 from prefix_jax.prefix_config import PrefixConfig
-from prefix_jax.runs.generate import Line, open_writer, read_prompts
+from prefix_jax.runs.generate import open_writer
+from prefix_jax.runs.prompts import Line, check_lines, read_prompts
 from prefix_jax.storage.artifact import save_prefix
 
 DECODE = DecodeConfig(max_new_tokens=6)
@@ -73,7 +75,9 @@ def test_a_prefix_says_what_its_prompts_are(store, expected):
     folder = store(task="table_to_text", e2e=True)
     assert write([MEANING], prefix=folder, decode=DECODE) == linearised
     assert write([linearise(MEANING)], prefix=folder, decode=DECODE) == linearised
-    with pytest.raises(InputError, match="not an E2E meaning representation"):
+    with pytest.raises(
+        InputError, match=r"prompt .*: .*not an E2E meaning representation"
+    ):
         write(["name[Mill], area"], prefix=folder, decode=DECODE)
     as_text = write([MEANING], prefix=folder, task="language_modelling", decode=DECODE)
     assert as_text == text
@@ -141,3 +145,48 @@ def test_a_row_that_is_no_prompt(tmp_path, row, message):
     (tmp_path / "rows.jsonl").write_text(row + "\n")
     with pytest.raises(InputError, match=message):
         read_prompts(tmp_path / "rows.jsonl")
+
+
+def test_prompts_that_cannot_be_read(tmp_path, monkeypatch):
+    (tmp_path / "empty.txt").write_text(" \n\n")
+    for file, message in (
+        (tmp_path / "empty.txt", "empty.txt has no prompt"),
+        (tmp_path / "nowhere.txt", "there is no file .*nowhere.txt"),
+        (tmp_path, "is a folder"),
+    ):
+        with pytest.raises(InputError, match=message):
+            read_prompts(file)
+    for data, message in ((b"", "standard input has no"), (b"a\n\xff", "not UTF-8")):
+        stdin = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8")
+        monkeypatch.setattr("sys.stdin", stdin)
+        with pytest.raises(InputError, match=message):
+            read_prompts(None)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ('{"prompt": "x", "prefix": "c"}', 'line 2: there is no prefix "c"'),
+        ('{"prompt": "x"}', "line 2 does not name its prefix; with several"),
+        ('{"prompt": " ", "prefix": "a"}', "line 2: the prompt is empty"),
+    ],
+)
+def test_a_row_that_cannot_be_written_is_named(tmp_path, row, message):
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"prompt": "x", "prefix": "a"}\n' + row + "\n")
+    with pytest.raises(InputError, match=f"{file}, {message}"):
+        check_lines(read_prompts(file), ["a", "b"])
+
+
+def test_an_empty_prompt_is_refused_whatever_the_task(store):
+    """Not only where it has no token: no source is empty in training."""
+    for task in ("table_to_text", "language_modelling"):
+        for prompt in ("", " "):
+            with pytest.raises(InputError, match="the prompt is empty"):
+                write([prompt], prefix=store(task=task), decode=DECODE)
+
+
+def test_a_prompt_of_what_is_no_character_is_named(store):
+    for task in ("table_to_text", "language_modelling"):
+        with pytest.raises(InputError, match=r"prompt .*: '.?a\\ud800' has what is no"):
+            write(["a\ud800"], prefix=store(task=task), decode=DECODE)

@@ -115,11 +115,12 @@ def test_a_folder_of_peft(folder, tmp_path):
 
 def test_bad_requests_are_explained(folder, tmp_path, capsys):
     for arguments, message in (
-        ([tmp_path / "nowhere"], "holds no prefix"),
+        ([tmp_path / "nowhere"], "nowhere does not exist; give the folder"),
         ([folder, "--text", " "], "is empty"),
         ([folder, "--text", "mill " * 90], "exceed the backbone's 64 positions"),
         ([folder, "--backbone", "tinny"], "did you mean"),
         ([folder, "--plot", tmp_path / "no" / "x.png"], "cannot write the picture"),
+        ([folder, "--plot", tmp_path], "cannot write the picture"),
     ):
         code, text = run(capsys, *arguments)
         assert code == 2 and message in text, text

@@ -224,10 +224,15 @@ def test_a_bare_backbone_classifies_with_labels(model_folder, backbone, tokenize
     np.testing.assert_allclose(list(found.values()), expected, rtol=1e-5)
 
 
-def test_what_does_not_go_together_is_said(stored, model_folder, capsys):
+def test_what_does_not_go_together_is_said(stored, model_folder, tmp_path, capsys):
     a, w = str(stored / "a"), str(stored / "w")
+    row = tmp_path / "row.jsonl"
+    row.write_text('{"prompt": "x", "prefix": "a"}')
     for arguments, message in (
-        (["--prefix", a, "--prefix", w, "x"], '"a" finds labels and "w" writes'),
+        (
+            ["--prefix", a, "--prefix", w, "--file", str(row)],
+            '"a" finds labels and "w" writes',
+        ),
         (["--prefix", a, "x", "--stream", "True"], "a label is none"),
         (["--prefix", w, "x", "--labels", "0=a", "1=b"], "and it alone"),
         (["--backbone", str(model_folder), "--task", "classification", "x"], "alone"),

@@ -104,3 +104,11 @@ def test_gpt2s_older_tokenizer_files(tmp_path, tokenizer):
     (tmp_path / "merges.txt").unlink()
     with pytest.raises(InputError, match=r"no tokenizer in .* expected tokenizer.json"):
         load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x89PNG\x00\xff", b'{"version": "1.0"}'])
+def test_a_damaged_tokenizer_is_named(tmp_path, tokenizer, content):
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_bytes(content)
+    with pytest.raises(InputError, match=f"the tokenizer in {tmp_path} cannot be read"):
+        load_tokenizer(tmp_path)

@@ -90,7 +90,7 @@ def test_refusals(official, tmp_path):
         read("e2e_nlg", tmp_path, "trian")
     with pytest.raises(InputError, match='did you mean "e2e_nlg"'):
         read("e2e_nlgg", tmp_path)
-    with pytest.raises(InputError, match=r"needs data\.path"):
+    with pytest.raises(InputError, match=r"give --data\.path FOLDER"):
         list(read_records(DataConfig(source="tfds:e2e_nlg"), "train"))
 
 

@@ -18,7 +18,7 @@ def rows(backbone, tokenizer, tmp_path):
     for split in ("train", "validation", "test"):
         (tmp_path / f"{split}.txt").write_text(text)
 
-    def rows(split: str, limit: int | None = None, seed: int = 1):
+    def rows(split: str, limit: int | None = None, seed: int = 1, first=None):
         config = Config(
             data=DataConfig(
                 task="language_modelling",
@@ -30,7 +30,7 @@ def rows(backbone, tokenizer, tmp_path):
         )
         mesh = make_mesh(MeshConfig(data=1))
         setup = Setup(config, backbone, tokenizer, mesh, fingerprint(backbone))
-        return [tuple(row.tokens) for row in setup.rows(split).rows]
+        return [tuple(row.tokens) for row in setup.rows(split, limit=first).rows]
 
     return rows
 
@@ -45,6 +45,11 @@ def test_limit_takes_packed_rows_of_the_seeded_permutation(rows):
     order = np.random.default_rng(1).permutation(len(whole))
     assert rows("train", limit=3) == [whole[number] for number in order[:3]]
     assert rows("train", limit=3, seed=2) != rows("train", limit=3)
+
+
+def test_the_first_packed_rows(rows):
+    assert rows("test", first=2) == rows("test")[:2]
+    assert rows("train", limit=3, first=2) == rows("train", limit=3)[:2]
 
 
 @pytest.mark.parametrize(("rows", "devices"), [(8, 8), (10, 5), (12, 6), (7, 7)])

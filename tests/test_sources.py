@@ -91,17 +91,23 @@ def test_quoted_line_ends_keep_count(tmp_path):
         ("train.jsonl", b'{"source": "a", "target": "b"}\n{"so\xff', 2, "not UTF-8"),
         ("train.csv", b"source,target\n\xe9,b\n", 2, "0xe9"),
         ("train.jsonl", '{"source": "a",\n', 1, "not JSON"),
-        ("train.jsonl", '["a", "b"]\n', 1, "list"),
-        ("train.jsonl", '{"source": "a", "target": 3}', 1, "expected text"),
-        ("train.jsonl", '{"source": null, "target": "b"}', 1, "expected text"),
+        ("train.jsonl", '["a", "b"]\n', 1, "a list; expected one object a line"),
+        ("train.jsonl", "null\n", 1, "null; expected one object a line"),
+        ("train.jsonl", '{"source": "a", "target": 3}', 1, "3, a whole number; exp"),
+        ("train.jsonl", '{"source": "a", "target": true}', 1, "true, a boolean; exp"),
+        ("train.jsonl", '{"source": {"a": 1.5}}', 1, '{"a": 1.5}, an object; exp'),
+        ("train.jsonl", '{"source": null, "target": "b"}', 1, "holds null; expected"),
         ("train.jsonl", '{"source": ["a", "b"], "target": "b"}', 1, "list"),
         ("train.jsonl", '{"source": "a", "target": []}', 1, "empty list"),
         ("train.jsonl", '{"source": "a", "target": " "}', 1, "empty target"),
         ("train.jsonl", '{"source": "a", "target": "\\ud800"}', 1, "surrogate"),
         ("train.jsonl", '{"source": "a", "targte": "b"}', 1, '"target"'),
         ("train.jsonl", '{"source": "a", "targte": "b"}', 1, 'did you mean "targte"'),
-        ("train.csv", "src,target\na,b\n", 2, "source_column"),
-        ("train.csv", 'source,target\na,b\n"c,d\n', 3, "unexpected end"),
+        ("train.csv", "src,target\na,b\n", 2, "--data.source-column says"),
+        ("train.csv", 'source,target\na,b\n"c,d\ne,f\n', 3, "is never closed"),
+        ("train.csv", "source,target\na,b,c\n", 2, "holds a comma between double q"),
+        ("train.csv", "source,target\na\n", 2, "target is missing"),
+        ("train.tsv", "source\ttarget\na\tb\tc\n", 2, "cannot hold a tab"),
         ("train.csv", "source,target,source\na,b,c\n", 1, "twice"),
         ("train.tsv", "source\ttarget\na\n", 2, "1 values"),
     ],
@@ -120,7 +126,8 @@ def test_empty(tmp_path, name, content):
     if name == "train.jsonl":
         content = content.replace("source,target", "")
     write(tmp_path / name, content)
-    assert '"train" of files' in error(files(tmp_path))
+    assert f'"train" of {tmp_path / name} is empty' in error(files(tmp_path))
+    assert f'"train[3:]" of {tmp_path / name}' in error(files(tmp_path), "train[3:]")
 
 
 def test_missing_files(tmp_path):
@@ -132,6 +139,8 @@ def test_missing_files(tmp_path):
     write(folder / "trian.csv", as_csv(PAIRS))
     message = error(files(folder))
     assert "trian.csv" in message and 'did you mean "trian"?' in message
+    assert 'rows of it such as "trian.csv[:800]"' in message
+    assert pairs_of(files(folder), "trian.csv[:1]") == PAIRS[:1]
     assert f"--data.path {folder}" in error(files(folder / "trian.csv"))
     write(folder / "train.csv", as_csv(PAIRS))
     write(folder / "train.jsonl.gz", as_jsonl(PAIRS))
@@ -152,7 +161,7 @@ def test_damaged_gzip(tmp_path):
 
 def test_sources_that_are_not(tmp_path):
     assert 'did you mean "quickstart"' in error(DataConfig(source="quikstart"))
-    assert "needs data.path" in error(DataConfig(source="e2e"))
+    assert "that holds it: give --data.path FOLDER" in error(DataConfig(source="e2e"))
     message = error(DataConfig(source="e2e", path=str(tmp_path)), "dev")
     assert "train, validation, test" in message
 
@@ -171,12 +180,14 @@ def texts(folder, name="train"):
 def test_documents(tmp_path):
     write(tmp_path / "lines.txt", "one\r\n\n  two\nthree")
     assert texts(tmp_path, "lines") == ["one", "  two", "three"]
+    assert texts(tmp_path, "lines[1:2]") == ["  two"]
     end = "<|endoftext|>"
     text = f"\na\n\nb\n{end}\n{end}\r\n c <|endoftext|> d\n{end}\n\n"
     write(tmp_path / "separated.txt.gz", text)
     assert texts(tmp_path, "separated") == ["a\n\nb", " c <|endoftext|> d"]
     write(tmp_path / "rows.jsonl", '{"text": "a"}\n{"text": "b"}\n')
     assert texts(tmp_path, "rows") == ["a", "b"]
+    assert texts(tmp_path, "rows[1:]") == ["b"]
     write(tmp_path / "empty.txt", f"\n{end}\n")
     config = files(tmp_path, task="language_modelling")
     assert "is empty" in error(config, "empty", read_texts)

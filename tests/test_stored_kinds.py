@@ -191,9 +191,9 @@ def test_a_prefix_out_of_a_bank_is_stored_without_its_padding(tmp_path, backbone
         ({"layer_lengths": [4, 4]}, "has 2 numbers; the backbone has 3 layers"),
         ({"layer_lengths": [1, 2, 3]}, "the largest of them 4"),
         ({"layer_lengths": [4, -1, 3]}, "expected a number of positions"),
-        ({"layer_lengths": 4}, "expected list"),
+        ({"layer_lengths": 4}, "expected a list"),
         ({"placement": "suffix"}, "placement is 'suffix'; expected one of prefix"),
-        ({"own_softmax": 1}, "own_softmax .* is 1; expected bool"),
+        ({"own_softmax": 1}, "own_softmax .* is 1, a whole number; expected a boolean"),
     ],
 )
 def test_a_description_that_cannot_be_is_refused(tmp_path, backbone, changes, message):

@@ -196,7 +196,7 @@ def test_damaged_files(folder):
     ("text", "message"),
     [
         (b'{\n"n_embd": 6,\n}', r"config.json:3: not JSON"),
-        (b"[1]", "config.json holds list; expected an object"),
+        (b"[1]", "config.json holds a list; expected an object"),
         (b'"\xff"', "config.json: not UTF-8"),
         (b'{"model_type": "bert"}', "model_type is 'bert'"),
     ],

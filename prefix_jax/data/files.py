@@ -4,10 +4,10 @@ import csv
 import gzip
 import json
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from prefix_jax.errors import InputError, closest
+from prefix_jax.errors import InputError, closest, json_kind
 from prefix_jax.model.loading import END
 
 TABLE_ENDINGS = (".jsonl", ".csv", ".tsv")
@@ -51,11 +51,13 @@ def find_file(folder: Path, name: str, endings: tuple[str, ...] = ENDINGS) -> Pa
         )
     if not found:
         present = [entry.name for entry in folder.iterdir()]
-        stems = {entry.split(".")[0] for entry in present}
-        hint = closest(name, present) or closest(name, stems)
+        readable = sorted(p.name for p in folder.iterdir() if ending(p) in endings)
+        stems = {entry.split(".")[0] for entry in readable}
+        hint = closest(name, readable) or closest(name, stems)
         raise InputError(
             f'{folder} has no file "{name}" (with or without one of '
             f"{', '.join(endings)} and {GZIP}); it holds {listing(present)}{hint}"
+            f"{_which_file(readable)}"
         )
     return found[0]
 
@@ -64,6 +66,16 @@ def candidates(folder: Path, name: str, endings: Iterable[str]) -> list[Path]:
     """The files that are called `name` and one of the endings, plain or gzipped."""
     paths = (folder / f"{name}{end}{zip_}" for end in endings for zip_ in ("", GZIP))
     return [path for path in paths if path.is_file()]
+
+
+def _which_file(readable: Sequence[str]) -> str:
+    """How to name another file, or a part of it, where there is one to read."""
+    if not readable:
+        return ""
+    return (
+        "; say what to read with --data.train, --data.validation and --data.test: a "
+        f'file, or rows of it such as "{readable[0]}[:800]"'
+    )
 
 
 def _no_folder(folder: Path) -> InputError:
@@ -138,7 +150,7 @@ def _read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, object]]]:
             ) from error
         if not isinstance(row, dict):
             raise InputError(
-                f"{place}: a JSON {type(row).__name__}; expected one object a line, "
+                f"{place}: {json_kind(row)}; expected one object a line, "
                 'such as {"source": "...", "target": "..."}'
             )
         yield place, row
@@ -162,16 +174,29 @@ def _read_table(
                     raise InputError(f"{place}: a column name occurs twice: {columns}")
             elif values:
                 if len(values) != len(columns):
-                    raise InputError(
-                        f"{place}: {len(values)} values; expected {len(columns)} "
-                        f"({', '.join(columns)}); quote values that hold a delimiter"
-                    )
+                    raise InputError(f"{place}: {_ragged(values, columns, quoted)}")
                 yield place, dict(zip(columns, values, strict=True))
     except csv.Error as error:
+        if str(error) == "unexpected end of data":
+            raise InputError(
+                f"{path}, line {number}: a double quote that opens a value in the row "
+                "that begins here is never closed; close it, and write one inside a "
+                'value as ""'
+            ) from error
         raise InputError(
             f"{path}, line {reader.line_num}: {error}; mend the line, "
             "or write the rows as JSONL"
         ) from error
+
+
+def _ragged(values: Sequence[str], columns: Sequence[str], quoted: bool) -> str:
+    """What to do about a row that has too many values, or too few."""
+    found = f"{len(values)} values; expected {len(columns)} ({', '.join(columns)}): "
+    if len(values) < len(columns):
+        return found + f"{columns[len(values)]} is missing; fill it in"
+    if quoted:
+        return found + 'put a value that holds a comma between double quotes, "a, b"'
+    return found + "a value cannot hold a tab; write a blank, or the rows as JSONL"
 
 
 def read_documents(path: Path) -> Iterator[str]:

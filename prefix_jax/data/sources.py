@@ -20,7 +20,7 @@ from prefix_jax.data.files import (
 from prefix_jax.data.official import parallel
 from prefix_jax.data.official.sets import SETS, OfficialSet, Placed, Row, set_of_tfds
 from prefix_jax.data_config import DataConfig
-from prefix_jax.errors import InputError, closest
+from prefix_jax.errors import InputError, closest, json_value
 
 REFERENCES = "references"
 """A column of this name holds a list of accepted targets."""
@@ -81,9 +81,11 @@ def read_texts(config: DataConfig, name: str) -> Iterator[str]:
 
 
 def _documents(config: DataConfig, name: str) -> Iterator[str]:
-    if config.source == "files" and ending(path := _file(config, name)) == TEXT_ENDING:
-        yield from read_documents(path)
-        return
+    if config.source == "files":
+        whole, part = _sliced(name)
+        if ending(path := _file(config, whole)) == TEXT_ENDING:
+            yield from itertools.islice(read_documents(path), part.start, part.stop)
+            return
     _, target_column, _ = _columns(config)
     for place, row in _rows(config, name):
         yield from _targets(row, target_column, place)
@@ -117,11 +119,19 @@ def _columns(config: DataConfig) -> tuple[str, str, str | None]:
 
 def _rows(config: DataConfig, name: str) -> Iterator[Placed]:
     """Rows of the split or file `name` as (place, {column: value})."""
-    part = _SLICE.fullmatch(name)
-    if part is None or config.source.startswith(TFDS):  # TFDS knows slices itself
+    if config.source.startswith(TFDS):  # which knows slices itself
         return _whole(config, name)
-    start, stop = (int(number) if number else None for number in part.groups()[1:])
-    return itertools.islice(_whole(config, part.group(1)), start, stop)
+    whole, part = _sliced(name)
+    return itertools.islice(_whole(config, whole), part.start, part.stop)
+
+
+def _sliced(name: str) -> tuple[str, slice]:
+    """`train[:1000]` as a name and which of its rows; without brackets all of them."""
+    found = _SLICE.fullmatch(name)
+    if found is None:
+        return name, slice(None)
+    start, stop = (int(number) if number else None for number in found.groups()[1:])
+    return found.group(1), slice(start, stop)
 
 
 def _whole(config: DataConfig, name: str) -> Iterator[Placed]:
@@ -152,7 +162,8 @@ def _whole(config: DataConfig, name: str) -> Iterator[Placed]:
 def _folder(config: DataConfig) -> Path:
     if config.path is None:
         raise InputError(
-            f'data.source "{config.source}" needs data.path, the folder that holds it'
+            f'data.source "{config.source}" needs the folder that holds it: give '
+            "--data.path FOLDER"
         )
     return Path(config.path)
 
@@ -205,7 +216,8 @@ def _texts(row: Row, column: str, place: str, option: str) -> tuple[str, ...]:
     if column not in row:
         raise InputError(
             f'{place}: no column "{column}"; it has {listing(row)}'
-            f"{closest(column, row)} (--{option} says which to read)"
+            f"{closest(column, row)}"
+            f" (--{option.replace('_', '-')} says which to read)"
         )
     value = row[column]
     given = value if isinstance(value, list) else [value]
@@ -215,10 +227,9 @@ def _texts(row: Row, column: str, place: str, option: str) -> tuple[str, ...]:
     for text in given:
         if not isinstance(text, str):
             raise InputError(
-                f'{place}: "{column}" holds {text!r}, a {type(text).__name__}; '
-                "expected text"
+                f'{place}: "{column}" holds {json_value(text)}; expected text'
             )
-        if not text.isascii() and _lone_surrogate(text):
+        if has_lone_surrogate(text):
             raise InputError(
                 f'{place}: "{column}" holds half of a surrogate pair (\\ud800 to '
                 "\\udfff), which is no character; mend the text"
@@ -227,10 +238,16 @@ def _texts(row: Row, column: str, place: str, option: str) -> tuple[str, ...]:
     return tuple(texts)
 
 
-def _lone_surrogate(text: str) -> bool:
-    return any("\ud800" <= character <= "\udfff" for character in text)
+def has_lone_surrogate(text: str) -> bool:
+    """Whether it holds what is no character, and no tokenizer takes.
+
+    JSON can have it, and so does what Python makes of bytes that are not UTF-8.
+    """
+    return not text.isascii() and any("\ud800" <= one <= "\udfff" for one in text)
 
 
 def _empty(config: DataConfig, name: str) -> InputError:
-    where = config.source if config.path is None else f"{config.source} {config.path}"
+    where = f"{config.source} {config.path or ''}".rstrip()
+    if config.source == "files":
+        where = str(_file(config, _sliced(name)[0]))
     return InputError(f'"{name}" of {where} is empty; expected at least one example')

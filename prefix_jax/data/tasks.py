@@ -1,5 +1,6 @@
 """Examples of a task: what the model reads and what it should write."""
 
+import collections
 import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
@@ -91,6 +92,17 @@ def limit_examples(
         return list(examples)
     order = np.random.default_rng(seed).permutation(len(examples))
     return [examples[number] for number in order[:limit]]
+
+
+def first_of_each(examples: Sequence[Example], limit: int | None) -> list[Example]:
+    """The first `limit` examples of each prefix that they name, in order; None: all."""
+    taken = collections.Counter[str | None]()
+    kept = []
+    for example in examples:
+        taken[example.prefix] += 1
+        if limit is None or taken[example.prefix] <= limit:
+            kept.append(example)
+    return kept
 
 
 def _split_name(config: DataConfig, split: Split) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Int32
 from transformers import PreTrainedTokenizerFast
 
+from prefix_jax.data.sources import has_lone_surrogate
 from prefix_jax.data.tasks import Example
 from prefix_jax.data_config import SHORTEST_ROW, DataConfig, label_words
 from prefix_jax.errors import InputError
@@ -232,7 +233,15 @@ def separators(tokenizer: PreTrainedTokenizerFast) -> tuple[int, int]:
 def encode_texts(
     texts: Sequence[str], tokenizer: PreTrainedTokenizerFast
 ) -> list[Int32[np.ndarray, "_"]]:
-    """Tokens of each text as it is: nothing added, no special token read out of it."""
+    """Tokens of each text as it is: nothing added, no special token read out of it.
+
+    Raises InputError for a text with what is no character.
+    """
+    for text in filter(has_lone_surrogate, texts):
+        raise InputError(
+            f"{text!a} has what is no character: half of a surrogate pair, or "
+            "bytes that are not UTF-8; mend it"
+        )
     encoded: list[np.ndarray] = []
     for start in range(0, len(texts), _TEXTS_AT_A_TIME):
         ids = tokenizer(

@@ -296,9 +296,10 @@ def _check_room(ids, prompts, prefix, prefix_ids, backbone, decode):
         offset = int(offsets[prefix_ids[number]])
         total = offset + len(row) + decode.max_new_tokens
         if total > limit:
+            room = limit - offset - len(row)
+            lower = f" or lower decode.max_new_tokens to {room}" if room > 0 else ""
             raise InputError(
                 f"prompt {number}: prefix {offset} + prompt {len(row)} + "
                 f"decode.max_new_tokens {decode.max_new_tokens} = {total} exceeds the "
-                f"backbone's {limit} positions; shorten the prompt or lower "
-                f"decode.max_new_tokens by {total - limit}"
+                f"backbone's {limit} positions; shorten the prompt{lower}"
             )

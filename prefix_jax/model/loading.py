@@ -83,19 +83,27 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerFast:
     """The tokenizer of the backbone of that name, with a begin and an end token.
 
     Reads tokenizer.json, or GPT-2's older vocab.json and merges.txt.
-    Raises InputError if the folder has neither, or names no token that ends a text.
+    Raises InputError if the folder has neither, or damaged ones, or names no token that
+    ends a text.
     """
     folder = _find(name, _TOKENIZER)
     # The class is fixed here: one that the folder names is never imported.
     if (folder / "tokenizer.json").is_file():
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+        kind = PreTrainedTokenizerFast
     elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-        tokenizer = GPT2Tokenizer.from_pretrained(folder)
+        kind = GPT2Tokenizer
     else:
         raise InputError(
             f"no tokenizer in {folder}; expected tokenizer.json, or vocab.json and "
             "merges.txt"
         )
+    try:
+        tokenizer = kind.from_pretrained(folder)
+    except Exception as error:  # damaged files fail in any way there is
+        raise InputError(
+            f"the tokenizer in {folder} cannot be read ({first_line(error)}); copy or "
+            "download its files again"
+        ) from error
     for role in ("bos_token", "eos_token"):
         if getattr(tokenizer, role) is None:
             if END not in tokenizer.get_vocab():

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from prefix_jax.errors import InputError
+from prefix_jax.errors import InputError, json_kind
 
 SAFE, PICKLE = ".safetensors", ".bin"
 FLOATS = ("F64", "F32", "F16", "BF16")
@@ -94,7 +94,7 @@ def read_json(path: Path) -> dict:
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8: {error}") from None
     if not isinstance(values, dict):
-        raise InputError(f"{path} holds {type(values).__name__}; expected an object")
+        raise InputError(f"{path} holds {json_kind(values)}; expected an object")
     return values
 
 

@@ -13,8 +13,8 @@ from prefix_jax.data.tasks import Split
 from prefix_jax.errors import InputError
 from prefix_jax.runs.evaluate import check_limit, score
 from prefix_jax.runs.prepare import prepare
-from prefix_jax.runs.record import check_folder
-from prefix_jax.runs.report import Evaluation, write_evaluation
+from prefix_jax.runs.record import check_folder, check_run
+from prefix_jax.runs.report import Evaluation, counted, write_evaluation
 from prefix_jax.runs.result import load_result, stored_bytes
 from prefix_jax.runs.train import train_prepared
 from prefix_jax.runs.validate import Written
@@ -74,25 +74,19 @@ def compare(
     metrics_of(config.data.task, config.score.metrics)
     if not methods:
         raise InputError(f"there is no method to compare; name some of {list(LABELS)}")
+    configs = {method: _config(config, method, learning_rates) for method in methods}
+    check_folder(workdir)
     for method in methods:
         check_folder(workdir / method)
+        if method != "none":
+            check_run(configs[method], workdir / method)
     loaded = prepare(config)
     rows: list[Row] = []
     texts: dict[Compared, Written] = {}
     for method in methods:
         console.rule(LABELS[method])
         tuned = method != "none"
-        rate = (learning_rates or {}).get(method)
-        if method == "prefix":
-            rate = config.optim.learning_rate
-        run_config = dataclasses.replace(
-            config,
-            optim=dataclasses.replace(config.optim, learning_rate=rate),
-            train=dataclasses.replace(
-                config.train, method=method if tuned else "prefix"
-            ),
-        )
-        setup = loaded.of(run_config)
+        setup = loaded.of(configs[method])
         outcome = train_prepared(setup, workdir / method, console) if tuned else None
         if outcome is not None and not outcome.finished:
             return None
@@ -129,9 +123,24 @@ def compare(
     return rows
 
 
+def _config(
+    config: Config, method: Compared, learning_rates: Mapping[str, float | None] | None
+) -> Config:
+    """The recipe of one method's run."""
+    rate = (learning_rates or {}).get(method)
+    if method == "prefix":
+        rate = config.optim.learning_rate
+    trained = "prefix" if method == "none" else method
+    return dataclasses.replace(
+        config,
+        optim=dataclasses.replace(config.optim, learning_rate=rate),
+        train=dataclasses.replace(config.train, method=trained),
+    )
+
+
 def _table(rows: Sequence[Row], split: Split) -> Table:
     sources = rows[0].scores.sources
-    table = Table(title=f"{split} split, {sources:,} sources")
+    table = Table(title=f"{split} split, {counted(sources, 'source')}")
     table.add_column("method", no_wrap=True)
     main = [one.rpartition(" ")[0] for one in _main_score(rows[0].scores)]
     for name in ("trained", "share", "stored", "loss", *main, "seconds"):

@@ -8,14 +8,14 @@ from prefix_jax.data_config import Task
 from prefix_jax.errors import InputError
 from prefix_jax.model.gpt2 import GPT2
 from prefix_jax.model.loading import load_backbone, load_tokenizer
-from prefix_jax.model.tensor_files import read_json
+from prefix_jax.model.tensor_files import open_tensors, read_json
 from prefix_jax.model.weights import fingerprint, save_backbone
 from prefix_jax.runs.prefixes import KEPT, prefix_folder
 from prefix_jax.storage.artifact import save_prefix
 from prefix_jax.storage.card import is_hub_name
 from prefix_jax.storage.exporting import BUNDLED, check_exportable, export_prefix
 from prefix_jax.storage.files import replaced
-from prefix_jax.storage.importing import find_prefix
+from prefix_jax.storage.importing import STEMS, find_prefix
 from prefix_jax.storage.metadata import (
     OWN_CONFIG,
     PEFT_CONFIG,
@@ -67,7 +67,7 @@ def import_(
     `backbone`: name or folder; None: as adapter_config.json says. Raises InputError as
     `import_prefix` and `save_prefix`, and where no backbone is named.
     """
-    if (source / OWN_CONFIG).is_file():
+    if (prefix_folder(source) / OWN_CONFIG).is_file():
         raise InputError(
             f"{source} is a prefix of this library, and needs no import: use it as it "
             f"is, for example prefix-jax generate --prefix {source}"
@@ -187,6 +187,7 @@ def _named_in(source: Path) -> str:
     path = source / PEFT_CONFIG
     name = read_json(path).get("base_model_name_or_path") if path.is_file() else None
     if not isinstance(name, str) or not name:
+        open_tensors(source, STEMS)  # what holds none needs no backbone to be refused
         raise InputError(
             f"{source} does not say which backbone it was trained with (no "
             f"base_model_name_or_path in {PEFT_CONFIG}); give it, for example "

@@ -17,11 +17,12 @@ from prefix_jax.runs.prefixes import load_bank
 from prefix_jax.runs.prepare import Rows, Setup, prepare
 from prefix_jax.runs.progress import counting
 from prefix_jax.runs.record import check_folder
-from prefix_jax.runs.report import Evaluation, write_evaluation
-from prefix_jax.runs.result import load_result
+from prefix_jax.runs.report import Evaluation, counted, write_evaluation
+from prefix_jax.runs.result import check_result, load_result
 from prefix_jax.runs.validate import Validation, Validator, Written, write_each
 from prefix_jax.scoring.classes import ClassReport
 from prefix_jax.scoring.metrics import class_scores, metrics_of, text_scores
+from prefix_jax.storage.metadata import read_metadata
 
 Which = Literal["best", "last", "none"]
 
@@ -43,7 +44,8 @@ def evaluate(
 ) -> Evaluation:
     """Loss and the task's scores of `workdir/best` or `last`, or of no tuning (`none`).
 
-    `limit`: decode only the first so many sources. Writes the files of
+    `limit`: score the first so many sources only, each with all of its references; in
+    language modelling so many packed rows. Writes the files of
     `report.write_evaluation` in `workdir`. Raises InputError if there is nothing to
     evaluate, or `config.score.metrics` cannot be had.
     """
@@ -51,6 +53,8 @@ def evaluate(
     metrics_of(config.data.task, config.score.metrics)
     if workdir is not None:
         check_folder(workdir)
+        if which != "none":
+            check_result(workdir / which)
     console = console or Console()
     setup = prepare(config)
     if which == "none" or workdir is None:
@@ -88,12 +92,13 @@ def evaluate_prefixes(
                 f"without slashes, other than {', '.join(get_args(Which))}: "
                 "--prefix NAME=FOLDER"
             )
+        read_metadata(prefixes[name])
     check_folder(workdir)
     console = console or Console()
     setup = prepare(config)
     bank = load_bank(prefixes, setup.backbone, setup.fingerprint)
     names = list(prefixes)
-    held_out = setup.rows(split, names)
+    held_out = setup.rows(split, names, limit)
     if config.data.prefix_column is None:
         held_out = _with_each(held_out, names)
     if idle := sorted(set(names) - {str(row.prefix) for row in held_out.rows}):
@@ -105,7 +110,7 @@ def evaluate_prefixes(
     with counting(f"loss on {split}", len(validator), console) as progress:
         validations = validator.each(setup.backbone, bank, progress)
     groups = [
-        [example for example in held_out.examples if example.prefix == name][:limit]
+        [example for example in held_out.examples if example.prefix == name]
         for name in names
     ]
     scored = _write(
@@ -125,8 +130,8 @@ def score(
     limit: int | None,
     console: Console,
 ) -> tuple[Evaluation, Written]:
-    """Measure a backbone with or without a prefix on a split."""
-    held_out = setup.rows(split)
+    """Measure a backbone with or without a prefix on a split, or its first sources."""
+    held_out = setup.rows(split, limit=limit)
     validator = Validator(setup, held_out)
     with counting(f"loss on {split}", len(validator), console) as progress:
         validation = validator(backbone, prefix, progress=progress)
@@ -137,7 +142,7 @@ def score(
         split,
         [which],
         [validation],
-        [held_out.examples[:limit]],
+        [held_out.examples],
         console,
     )
     return scored
@@ -182,7 +187,8 @@ def _write(
     ):
         if number:
             console.print(
-                f"{number:,} of {total:,} sources were {what} to leave room for {room}",
+                f"{what}, to leave room for {room}: {number:,} of "
+                f"{counted(total, 'source')}",
                 highlight=False,
             )
     return [

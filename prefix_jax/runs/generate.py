@@ -1,32 +1,29 @@
 """Write with stored prefixes: what the command line's `generate` does."""
 
 import dataclasses
-import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, get_args, get_type_hints
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 from jaxtyping import Int32
 from numpy import ndarray
 from transformers import PreTrainedTokenizerFast
 
-from prefix_jax.checks import Seed, check
 from prefix_jax.config import DecodeConfig
 from prefix_jax.data.e2e import linearise
-from prefix_jax.data.files import read_lines
-from prefix_jax.data.tasks import check_name
 from prefix_jax.data.tokens import encode_prompts, encode_texts
 from prefix_jax.data_config import Task, label_words
 from prefix_jax.decoding.generate import generate_sequences, stream
 from prefix_jax.decoding.request import Generated
-from prefix_jax.errors import InputError, closest
+from prefix_jax.errors import InputError
 from prefix_jax.model.gpt2 import GPT2
 from prefix_jax.model.kv import KV
 from prefix_jax.model.loading import load_backbone, load_tokenizer
 from prefix_jax.model.weights import fingerprint
 from prefix_jax.runs.prefixes import load_bank, named_folders
+from prefix_jax.runs.prompts import Line, check_lines
 from prefix_jax.score_config import ScoreConfig
 from prefix_jax.scoring.labels import label_probabilities
 from prefix_jax.storage.metadata import Metadata, read_metadata
@@ -42,17 +39,6 @@ class Kind(NamedTuple):
     """`RAW=WORDS` of each class, in classification."""
     score: ScoreConfig = ScoreConfig()
     """How their likelihoods are compared."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Line:
-    """One thing to write."""
-
-    prompt: str
-    prefix: str | None = None
-    """Name of the prefix to write it with; None: the only one."""
-    seed: Seed | None = None
-    """Of its samples; None: decode.seed and its number."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,9 +64,10 @@ class Writer:
 
         A prompt is a source, put before the separator as in training (E2E's meaning
         representations are linearised); in language modelling it is the text to go on
-        from. Raises InputError for an unknown prefix or a prompt that is too long.
+        from. Raises InputError for an unknown prefix and for a prompt that is empty or
+        too long.
         """
-        _check_any(lines)
+        check_lines(lines, list(self.kinds))
         seeds = [line.seed for line in lines]
         found = generate_sequences(
             self.backbone,
@@ -119,7 +106,7 @@ class Writer:
 
         Raises InputError as `write`.
         """
-        _check_any(lines)
+        check_lines(lines, list(self.kinds))
         prompts = self._prompts(lines)
         ids = np.zeros(len(lines), int)
         if self.prefixes is not None:
@@ -145,6 +132,7 @@ class Writer:
 
     def stream(self, line: Line, decode: DecodeConfig) -> Iterator[str]:
         """One text in pieces, as it is written."""
+        check_lines([line], list(self.kinds))
         prefix = self.prefixes
         if prefix is not None and prefix.number > 1:
             raise InputError("streaming takes one --prefix; name only the one to use")
@@ -165,45 +153,28 @@ class Writer:
 
     def _ids(self, lines: Sequence[Line]) -> list[int]:
         names = list(self.kinds)
-        return [names.index(self._name(line)) for line in lines]
-
-    def _name(self, line: Line) -> str:
-        names = list(self.kinds)
-        if line.prefix is None and len(names) == 1:
-            return names[0]
-        if line.prefix is None:
-            raise InputError(
-                f'prompt "{line.prompt[:40]}" does not name its prefix; with '
-                f"several (here {', '.join(names)}) give JSON lines such as "
-                f'{{"prompt": "...", "prefix": "{names[0]}"}} with --file x.jsonl'
-            )
-        check_name(line.prefix, names)
-        return line.prefix
+        return [names.index(line.prefix or names[0]) for line in lines]
 
     def _prompts(self, lines: Sequence[Line]) -> list[Int32[ndarray, "_"]]:
         return [self._prompt(line) for line in lines]
 
     def _kind(self, line: Line) -> Kind:
-        if self.kinds or line.prefix is not None:
-            return self.kinds[self._name(line)]
-        return self.bare
+        if not self.kinds:
+            return self.bare
+        return self.kinds[line.prefix or next(iter(self.kinds))]
 
     def _prompt(self, line: Line) -> Int32[ndarray, "_"]:
-        kind = self._kind(line)
-        prompt = line.prompt
+        try:
+            return self._encoded(line.prompt, self._kind(line))
+        except InputError as error:
+            raise InputError(f"{line}: {error}") from error
+
+    def _encoded(self, prompt: str, kind: Kind) -> Int32[ndarray, "_"]:
         if kind.task == "language_modelling":
             return encode_texts([prompt], self.tokenizer)[0]
         if kind.e2e and "[" in prompt:  # what has been linearised has no bracket
             prompt = linearise(prompt)
         return encode_prompts([prompt], self.tokenizer)[0]
-
-
-def _check_any(lines: Sequence[Line]) -> None:
-    if not lines:
-        raise InputError(
-            "there is no prompt; give one on the command line, a --file, or lines on "
-            "standard input"
-        )
 
 
 def open_writer(
@@ -286,44 +257,3 @@ def _check_labels(kind: Kind, who: str) -> None:
             "1=positive"
         )
     label_words(kind.labels)
-
-
-def read_prompts(file: Path | None) -> list[Line]:
-    """Lines of a file, or of standard input; blank ones are left out.
-
-    A `.jsonl` file has objects with `prompt` and, where there are several prefixes,
-    `prefix`; a `seed` is its samples' own. Raises InputError with file and line.
-    """
-    if file is None:
-        if sys.stdin.isatty():
-            print("prompts, one a line; end with Ctrl-D", file=sys.stderr)
-        lines = list(enumerate(sys.stdin.read().splitlines(), 1))
-    else:
-        if not file.is_file():
-            raise InputError(f"there is no file {file} to read prompts from")
-        lines = list(read_lines(file))
-    lines = [(number, text.strip()) for number, text in lines if text.strip()]
-    if file is None or ".jsonl" not in file.suffixes:
-        return [Line(text) for _, text in lines]
-    return [_json_line(text, f"{file}, line {number}") for number, text in lines]
-
-
-def _json_line(text: str, place: str) -> Line:
-    try:
-        row = json.loads(text)
-    except ValueError as error:
-        raise InputError(f"{place}: not valid JSON: {error}") from error
-    if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
-        raise InputError(
-            f'{place}: expected {{"prompt": "...", "prefix": "NAME", "seed": 0}}, of '
-            f"which the last two may be left out; got {text[:80]}"
-        )
-    fields = get_type_hints(Line, include_extras=True)
-    for name, value in row.items():
-        if name not in fields:
-            raise InputError(
-                f'{place}: unknown field "{name}"{closest(name, fields)}; expected '
-                f"{', '.join(fields)}"
-            )
-        check(f"{place}: {name}", value, fields[name])
-    return Line(**row)

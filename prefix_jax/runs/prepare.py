@@ -16,6 +16,7 @@ from prefix_jax.data.batches import choose_buckets
 from prefix_jax.data.packing import pack_documents, packed_rows
 from prefix_jax.data.tasks import (
     Example,
+    first_of_each,
     limit_examples,
     load_documents,
     load_examples,
@@ -66,7 +67,7 @@ class Setup:
     mesh: Mesh
     fingerprint: str
     """Identifies the backbone's configuration and weights."""
-    _rows: dict[tuple[Split, tuple[str, ...]], Rows] = dataclasses.field(
+    _rows: dict[tuple[Split, tuple[str, ...], int | None], Rows] = dataclasses.field(
         default_factory=dict, repr=False
     )
     """Those that were asked for, shared by all setups `of` this one."""
@@ -91,25 +92,30 @@ class Setup:
         _, end = separators(self.tokenizer)
         return end
 
-    def rows(self, split: Split, prefixes: Sequence[str] = ()) -> Rows:
+    def rows(
+        self, split: Split, prefixes: Sequence[str] = (), limit: int | None = None
+    ) -> Rows:
         """The rows of a split, with the count of what was cut or dropped.
 
         `prefixes`: names that rows may have in the column `data.prefix_column`.
+        `limit`: only the first so many sources (of each prefix) with all of their
+        references; in language modelling the first so many packed rows.
         """
-        asked = split, tuple(prefixes)
+        asked = split, tuple(prefixes), limit
         if asked not in self._rows:
-            self._rows[asked] = self._load(split, prefixes)
+            self._rows[asked] = self._load(split, prefixes, limit)
         return self._rows[asked]
 
-    def _load(self, split: Split, prefixes: Sequence[str]) -> Rows:
+    def _load(self, split: Split, prefixes: Sequence[str], limit: int | None) -> Rows:
         config = self.config
         if config.data.task == "language_modelling":
-            return self._packed(split)
+            return self._packed(split, limit)
         examples = load_examples(config.data, split, prefixes)
         if split == "train":
             examples = limit_examples(
                 examples, config.data.limit, seed=config.train.seed
             )
+        examples = first_of_each(examples, limit)
         encoded = encode_examples(examples, self.tokenizer, config.data)
         buckets = config.data.buckets or choose_buckets(
             [len(row.tokens) for row in encoded.rows],
@@ -118,7 +124,7 @@ class Setup:
         )
         return Rows(encoded.rows, encoded.examples, str(encoded.report), buckets)
 
-    def _packed(self, split: Split) -> Rows:
+    def _packed(self, split: Split, limit: int | None) -> Rows:
         config = self.config.data
         tokens = pack_documents(
             load_documents(config, split), self.tokenizer, config.max_length
@@ -126,6 +132,7 @@ class Setup:
         rows = packed_rows(tokens)
         if split == "train":
             rows = limit_examples(rows, config.limit, seed=self.config.train.seed)
+        rows = rows[:limit]
         report = f"{len(rows):,} packed rows of {config.max_length} tokens"
         return Rows(rows, (), report, (config.max_length,))
 

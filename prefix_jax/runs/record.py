@@ -38,6 +38,17 @@ def check_folder(workdir: Path) -> None:
         raise InputError(f"--workdir {workdir} is a file; give a folder")
 
 
+def check_run(config: Config, workdir: Path) -> None:
+    """Before anything is loaded: InputError if `workdir` holds a run of other settings.
+
+    Only when the data are read can `write_record` compare the fingerprints too.
+    """
+    check_folder(workdir)
+    if (workdir / "config.json").exists():
+        record = {"config": config.resolved().to_dict(), "fingerprints": {}}
+        _check_same(read_record(workdir), record, workdir)
+
+
 @contextlib.contextmanager
 def alone_in(workdir: Path) -> Iterator[None]:
     """Context in which no other process trains in `workdir`, which is made.
@@ -95,6 +106,7 @@ def write_record(
 
 def read_record(workdir: Path) -> dict:
     """The record in `workdir`; InputError if it is missing or cannot be read."""
+    check_folder(workdir)
     path = workdir / "config.json"
     if not path.exists():
         raise InputError(

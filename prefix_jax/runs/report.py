@@ -85,10 +85,12 @@ def write_evaluation(workdir: Path, result: Evaluation, written: Written) -> Non
 def print_evaluation(result: Evaluation, console: Console) -> None:
     """One line; then, where there are any, tables of subsets and classes."""
     found = "".join(f", {show(name, value)}" for name, value in result.scores.items())
+    # In language modelling there are no sources.
+    of = f"{counted(result.sources, 'source')}, " if result.sources else ""
     console.print(
         f"{result.split}, {result.which}: loss {result.loss:.4f} nats per target "
-        f"token, perplexity {result.perplexity:.3f}{found} ({result.sources:,} "
-        f"sources, {result.tokens:,} target tokens)",
+        f"token, perplexity {result.perplexity:.3f}{found} ({of}"
+        f"{counted(result.tokens, 'target token')})",
         highlight=False,
         markup=False,
         soft_wrap=True,
@@ -99,6 +101,11 @@ def print_evaluation(result: Evaluation, console: Console) -> None:
         console.print(_class_table(result.classes))
         if len(result.classes.labels) <= LARGEST_TABLE:
             console.print(_confusion_table(result.classes))
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 source`, `1,000 sources`."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def _subset_table(result: Evaluation) -> Table:

@@ -37,13 +37,18 @@ def save_result(folder: Path, setup: Setup, params: Params, scores: dict) -> Non
             setup.tokenizer.save_pretrained(fresh)
 
 
+def check_result(folder: Path) -> None:
+    """InputError if a run has left nothing in `folder`."""
+    if not folder.is_dir():
+        raise InputError(f"{folder} does not exist; train first, or check --workdir")
+
+
 def load_result(folder: Path, setup: Setup) -> tuple[GPT2, KV | None]:
     """(backbone, prefix) of what `save_result` wrote.
 
     Raises InputError if there is nothing, or it does not belong to the backbone.
     """
-    if not folder.is_dir():
-        raise InputError(f"{folder} does not exist; train first, or check --workdir")
+    check_result(folder)
     if setup.config.train.method == "prefix":
         prefix = load_prefix(
             folder, setup.backbone, backbone_fingerprint=setup.fingerprint

@@ -6,6 +6,7 @@ from itertools import repeat
 from pathlib import Path
 
 from prefix_jax.decoding.generate import generate
+from prefix_jax.errors import InputError
 from prefix_jax.model.gpt2 import GPT2
 from prefix_jax.model.kv import KV
 from prefix_jax.runs.prepare import Rows, Setup
@@ -43,10 +44,20 @@ class SampleLog:
         """Forget samples of later steps, which a resumed run will write again."""
         if not self._path.exists():
             return
-        # A killed process may have left a last line without an end.
-        *lines, _ = self._path.read_text(encoding="utf-8").split("\n")
-        kept = [line + "\n" for line in lines if json.loads(line)["step"] <= step]
+        # A killed process may have left a last line without an end, or half a letter.
+        text = self._path.read_text(encoding="utf-8", errors="replace")
+        lines = enumerate(text.split("\n")[:-1], 1)
+        kept = [line + "\n" for n, line in lines if self._step(n, line) <= step]
         write_text(self._path, "".join(kept))
+
+    def _step(self, number: int, line: str) -> int:
+        try:
+            return json.loads(line)["step"]
+        except (ValueError, TypeError, KeyError):
+            raise InputError(
+                f'{self._path}, line {number}: expected {{"step": ..., ...}}, found '
+                f"{line[:80]!r}; mend or remove the line"
+            ) from None
 
     def _decode(self, backbone, prefix):
         setup, decode = self._setup, self._setup.config.decode

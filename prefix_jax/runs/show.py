@@ -69,7 +69,7 @@ def plot_mass(found: Inspection, path: Path) -> None:
         )
         figure.colorbar(image, label="share of attention paid to the prefix")
         try:
-            figure.savefig(path, dpi=150)
+            figure.savefig(path, dpi=150, format=path.suffix[1:] or "png")
         except (OSError, ValueError) as error:
             raise InputError(
                 f"cannot write the picture {path}: {error}; give a file such as "

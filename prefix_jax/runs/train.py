@@ -33,7 +33,7 @@ from prefix_jax.mesh import put_batch, replicated
 from prefix_jax.runs.interrupt import Interrupt
 from prefix_jax.runs.prepare import Setup, prepare
 from prefix_jax.runs.progress import TrainingProgress
-from prefix_jax.runs.record import alone_in, check_folder, write_record
+from prefix_jax.runs.record import alone_in, check_folder, check_run, write_record
 from prefix_jax.runs.result import save_result
 from prefix_jax.runs.samples import SampleLog
 from prefix_jax.runs.validate import Validation, Validator
@@ -64,7 +64,7 @@ def train(config: Config, workdir: Path, console: Console | None = None) -> Outc
     Raises InputError for input that cannot be used, among it a workdir that holds
     a run of another recipe.
     """
-    check_folder(workdir)
+    check_run(config, workdir)
     return train_prepared(prepare(config), workdir, console)
 
 

@@ -223,5 +223,6 @@ def _check_backbone(
     raise InputError(
         f"the prefix in {folder} was trained for another backbone"
         + (f", {metadata.backbone_name!r}" if metadata.backbone_name else "")
-        + f": {what}; load the backbone that it was trained with"
+        + f": {what}; give the one that it was trained with: --backbone "
+        "NAME_OR_FOLDER, in train and evaluate --backbone.name NAME_OR_FOLDER"
     )

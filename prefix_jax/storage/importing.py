@@ -88,8 +88,8 @@ def find_prefix(source: Path | str, backbone: GPT2) -> Found:
         )
     if kind is not None and (others := differing(config, backbone.config)):
         raise InputError(
-            f"{place} describes another backbone: {'; '.join(others)}; load the one "
-            "that it was trained with"
+            f"{place} describes another backbone: {'; '.join(others)}; give the one "
+            "that it was trained with: --backbone NAME_OR_FOLDER"
         )
     if TENSOR in tensors:
         tensor = _read(tensors, TENSOR, source)

@@ -17,7 +17,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-from prefix_jax.errors import InputError
+from prefix_jax.errors import InputError, closest, json_kind, json_value
 from prefix_jax.model.gpt2_config import GPT2Config
 from prefix_jax.model.tensor_files import read_json
 from prefix_jax.prefix_config import Placement, PositionMode
@@ -119,17 +119,7 @@ def read_metadata(folder: Path | str) -> Metadata:
     own = read_object(folder / OWN_CONFIG)
     peft = read_object(folder / PEFT_CONFIG)
     if own is None and peft is None:
-        there = (
-            sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-        )
-        raise InputError(
-            f"{folder} holds no prefix (no {OWN_CONFIG} or {PEFT_CONFIG}); "
-            + (
-                f"there is {', '.join(there[:8])}"
-                if there
-                else "it is not there, or empty"
-            )
-        )
+        raise _no_prefix(folder)
     kinds = {peft_type: kind for kind, peft_type in PEFT_TYPES.items()}
     if peft is not None and peft.get("peft_type") not in kinds:
         raise InputError(
@@ -217,13 +207,35 @@ def check_replaceable(folder: Path) -> None:
         )
 
 
+def _no_prefix(folder: Path) -> InputError:
+    """What is there instead, and what to do."""
+    wanted = "give the folder of a prefix, or of the run that trained it"
+    if not folder.exists():
+        near = folder.absolute().parent
+        beside = [path.name for path in near.iterdir()] if near.is_dir() else []
+        hint = closest(folder.name, beside)
+        return InputError(f"{folder} does not exist{hint or f'; {wanted}'}")
+    if not folder.is_dir():
+        return InputError(f"{folder} is a file; {wanted}")
+    there = sorted(path.name for path in folder.iterdir())
+    if not there:
+        return InputError(f"{folder} is empty; {wanted}")
+    if {"config.json", "model.safetensors"} <= set(there):
+        wanted = "it holds a whole model, such as train.method full leaves: use it as "
+        wanted += "a backbone"
+    return InputError(
+        f"{folder} holds no prefix (no {OWN_CONFIG} or {PEFT_CONFIG}), but "
+        f"{', '.join(there[:8])}; {wanted}"
+    )
+
+
 def _get(record: dict[str, Any], name: str, kind: type[T], folder: Path) -> T | None:
     value = record.get(name)
     if value is None or isinstance(value, kind):
         return value
     raise InputError(
-        f"{folder}: {name} in the description of the prefix is {value!r}; expected "
-        f"{kind.__name__} or null"
+        f"{folder}: {name} in the description of the prefix is {json_value(value)}; "
+        f"expected {json_kind(kind())} or null"
     )
 
 

@@ -45,6 +45,19 @@ def test_crash_and_resume_equals_the_straight_run(
     ).read_text()
 
 
+def test_a_sample_that_was_half_written_is_left_out(config, finished, tmp_path):
+    """Also where the process was killed between the bytes of a letter."""
+    shutil.copytree(finished, tmp_path / "run")
+    path = tmp_path / "run" / "samples.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(whole + '{"step": 7, "text": "é'.encode()[:-1])
+    assert train(config, tmp_path / "run", quiet()).finished
+    assert path.read_bytes() == whole
+    path.write_bytes(b"\x89\n" + whole)
+    with pytest.raises(InputError, match=r"samples.jsonl, line 1: expected"):
+        train(config, tmp_path / "run", quiet())
+
+
 def test_interrupt_saves_and_says_how_to_go_on(config, tmp_path, monkeypatch):
     put_batch, calls = train_module.put_batch, []
 

@@ -35,6 +35,24 @@ def test_evaluate_scores_the_best_prefix(config, finished, model_folder):
     assert alone.loss != result.loss
 
 
+def test_limit_scores_the_first_sources_whole(config, finished, tmp_path, data_folder):
+    """Loss and texts of them, with all of their references, as if they were all."""
+    lines = (data_folder / "validation.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "validation.jsonl").write_text("".join(lines[:2]))
+    fewer = dataclasses.replace(config.data, path=str(tmp_path))
+    expected = evaluate(
+        dataclasses.replace(config, data=fewer),
+        finished,
+        split="validation",
+        console=quiet(),
+    )
+    found = evaluate(config, finished, split="validation", limit=2, console=quiet())
+    assert found == expected
+    assert found.sources == 2
+    references = (finished / "references_validation_best.txt").read_text()
+    assert len(references.split("\n\n")[1].splitlines()) == 2
+
+
 @pytest.mark.parametrize("method", ["prefix", "full"])
 def test_a_result_is_replaced_whole(config, tmp_path, monkeypatch, method):
     setup = prepare(config)

@@ -8,6 +8,8 @@ import jax
 import numpy as np
 import pytest
 
+import prefix_jax.runs.compare as compare_module
+import prefix_jax.runs.train as train_module
 from prefix_jax.config import (
     BackboneConfig,
     Config,
@@ -23,6 +25,7 @@ from prefix_jax.learning.split import finite
 from prefix_jax.model.loading import load_backbone
 from prefix_jax.model.weights import fingerprint
 from prefix_jax.prefix_config import PrefixConfig
+from prefix_jax.runs.compare import compare
 from prefix_jax.runs.evaluate import evaluate
 from prefix_jax.runs.prepare import Rows, prepare
 from prefix_jax.runs.train import train
@@ -117,12 +120,19 @@ def test_no_steps_leave_the_untrained_start(config, tmp_path):
     assert evaluation.loss == outcome.best.loss
 
 
-def test_another_recipe_in_the_same_folder_is_refused(config, finished):
+def test_another_recipe_in_the_same_folder_is_refused(config, finished, monkeypatch):
+    """Before backbone and data are loaded."""
+    monkeypatch.setattr(train_module, "prepare", lambda config: pytest.fail("loaded"))
     other = dataclasses.replace(
         config, optim=dataclasses.replace(config.optim, learning_rate=0.5)
     )
     with pytest.raises(InputError, match=r"optim.learning_rate: 0.01 there, 0.5 now"):
         train(other, finished, quiet())
+    monkeypatch.setattr(compare_module, "prepare", train_module.prepare)
+    (finished.parent / "comparison").mkdir()
+    (finished.parent / "comparison" / "prefix").symlink_to(finished)
+    with pytest.raises(InputError, match=r"optim.learning_rate: 0.01 there, 0.5 now"):
+        compare(other, finished.parent / "comparison", console=quiet())
 
 
 def test_a_run_knows_its_rows_and_backbone_wherever_they_lie(

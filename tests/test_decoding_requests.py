@@ -1,0 +1,184 @@
+"""What can be asked of decoding: seeds, stop strings, streams; and what cannot."""
+
+import numpy as np
+import pytest
+from prompts import METHODS, NEW, PROMPTS, decode, make_prefix
+
+from prefix_jax.config import DecodeConfig
+from prefix_jax.data.tokens import encode_texts
+from prefix_jax.decoding.generate import (
+    compiled_programs,
+    generate,
+    generate_sequences,
+    stream,
+)
+from prefix_jax.errors import InputError
+from prefix_jax.model.compose import bank
+
+
+@pytest.fixture(scope="module")
+def prefixes(backbone):
+    return {"shifted": make_prefix(backbone, 5)}
+
+
+def test_samples_differ_by_seed_and_repeat_with_it(backbone, tokenizer):
+    def run(seed):
+        settings = decode(METHODS["sample"], seed=seed)
+        return generate_sequences(backbone, tokenizer, PROMPTS[:1], decode=settings)[0]
+
+    first, again, other = run(1), run(1), run(2)
+    assert first == again
+    assert first != other
+    assert first[0].tokens != first[1].tokens
+
+
+SEEDS = [7, None, 2**32 - 1, 7]
+
+
+def test_a_prompt_with_a_seed_is_sampled_as_if_alone(backbone, tokenizer):
+    """Whatever its batch, and as `decode.seed` samples it by itself."""
+
+    def run(prompts, seeds=None, **others):
+        settings = decode(METHODS["sample"], **others)
+        return [
+            [x.tokens for x in row]
+            for row in generate_sequences(
+                backbone, tokenizer, prompts, seeds=seeds, decode=settings
+            )
+        ]
+
+    together = run(PROMPTS, SEEDS)
+    for i, seed in enumerate(SEEDS):
+        if seed is not None:
+            assert run(PROMPTS[i : i + 1], seed=seed) == together[i : i + 1]
+            assert run(PROMPTS[i : i + 1], [seed], seed=1) == together[i : i + 1]
+    assert run(PROMPTS)[1] == together[1]
+    assert run(PROMPTS[::-1], SEEDS[::-1], batch_size=3)[0] == together[-1]
+    assert run(PROMPTS[:1] * 2, [7, 8])[1] != together[0]
+
+
+@pytest.mark.parametrize(
+    ("seeds", "settings", "message"),
+    [
+        ([1], {"method": "sample"}, "there are 1 seeds for 4 prompts"),
+        ([1, 2, 3, -1], {"method": "sample"}, r"seeds\[3\] is -1; expected .* from 0"),
+        ([1, 2, 3, 2**32], {"method": "sample"}, r"seeds\[3\] is 4294967296; exp"),
+        ([1, 2, 3, True], {"method": "sample"}, r"seeds\[3\] is True; expected"),
+        (SEEDS, {}, 'seeds were given but decode.method is "greedy"'),
+    ],
+)
+def test_seeds_that_cannot_be_used(backbone, tokenizer, seeds, settings, message):
+    settings = decode(DecodeConfig(**settings))
+    with pytest.raises(InputError, match=message):
+        generate(backbone, tokenizer, PROMPTS, seeds=seeds, decode=settings)
+
+
+def test_a_stop_string_ends_a_text_before_it(backbone, tokenizer):
+    """Also one that begins inside a token and ends inside another."""
+    free = generate(backbone, tokenizer, PROMPTS[:1], decode=decode(DecodeConfig()))[0]
+    stop = free[2:5]
+    settings = decode(DecodeConfig(), stop=("never written", stop))
+    [[stopped]] = generate_sequences(backbone, tokenizer, PROMPTS[:1], decode=settings)
+    assert stopped.text == free[: free.index(stop)]
+    assert len(stopped.tokens) < NEW
+
+
+@pytest.mark.parametrize("stop", [(), ("e",)])
+def test_streamed_pieces_join_to_the_text(backbone, tokenizer, prefixes, stop):
+    settings = decode(DecodeConfig(method="sample", seed=5), stop=stop)
+    pieces = list(
+        stream(
+            backbone,
+            tokenizer,
+            PROMPTS[1],
+            prefix=prefixes["shifted"],
+            decode=settings,
+            tokens_at_a_time=2,
+        )
+    )
+    whole = generate(
+        backbone,
+        tokenizer,
+        PROMPTS[1:2],
+        prefix=prefixes["shifted"],
+        decode=settings,
+    )
+    assert "".join(pieces) == whole[0]
+    assert stop or len(pieces) > 1
+
+
+def test_prompts_of_any_length_share_a_few_programs(backbone, tokenizer):
+    """500 prompts, as one request and one by one; 16, 32 and 64 are their buckets."""
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(1, 300, n).tolist() for n in rng.integers(1, 61, 500)]
+    settings = DecodeConfig(max_new_tokens=3, batch_size=16, min_new_tokens=2)
+    before = compiled_programs()
+    generate(backbone, tokenizer, prompts, decode=settings)
+    assert compiled_programs() - before == 3
+    for prompt in prompts[:100]:
+        generate(backbone, tokenizer, [prompt], decode=settings)
+    assert compiled_programs() - before == 6
+
+
+def test_the_name_of_a_special_token_in_a_prompt_is_text(backbone, tokenizer):
+    prompt = f"The mill {tokenizer.eos_token}"
+
+    def written(prompt):
+        decode = DecodeConfig(max_new_tokens=NEW)
+        return generate(backbone, tokenizer, [prompt], decode=decode)
+
+    [literal] = encode_texts([prompt], tokenizer)
+    parsed = tokenizer.encode(prompt, add_special_tokens=False)
+    assert written(literal) != written(parsed)
+    assert written(prompt) == written(literal)
+
+
+def test_limits_are_checked_before_decoding(backbone, tokenizer, prefixes):
+    message = (
+        r"prefix 5 \+ prompt \d+ \+ .* 60 = \d+.* or lower decode.max_new_tokens to"
+    )
+    with pytest.raises(InputError, match=message):
+        generate(
+            backbone,
+            tokenizer,
+            ["The mill"],
+            prefix=prefixes["shifted"],
+            decode=DecodeConfig(max_new_tokens=60),
+        )
+    with pytest.raises(InputError, match=r"exceeds .*; shorten the prompt$"):
+        generate(backbone, tokenizer, [[7] * 64], decode=DecodeConfig(max_new_tokens=1))
+    with pytest.raises(InputError, match=r"prompt 1 .* is empty"):
+        generate(backbone, tokenizer, ["a", ""], decode=DecodeConfig(max_new_tokens=1))
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (None, "say with prefix_ids"),
+        ([0, 2], "prompt 1 asks for prefix 2; there are 2"),
+        ([0, -1], "prompt 1 asks for prefix -1"),
+        ([0], "must be 2 integers"),
+    ],
+)
+def test_unknown_prefixes_are_refused(backbone, tokenizer, ids, message):
+    two = bank([make_prefix(backbone, 2), make_prefix(backbone, 3)])
+    with pytest.raises(InputError, match=message):
+        generate(backbone, tokenizer, PROMPTS[:2], prefix=two, prefix_ids=ids)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"temperature": 0.0}, "temperature"),
+        ({"temperature": 0.7}, 'for "sample" only'),
+        ({"length_penalty": 2.0, "method": "sample"}, 'for "beam" only'),
+        ({"sequences": 2}, "at most 1"),
+        ({"method": "beam", "beams": 2, "sequences": 3}, "at most 2"),
+        ({"min_new_tokens": 101}, "more than"),
+        ({"stop": ("",)}, "empty"),
+        ({"top_p": 1.5}, "> 0 and <= 1"),
+    ],
+)
+def test_settings_without_meaning_are_refused(settings, message):
+    with pytest.raises(InputError, match=message):
+        DecodeConfig(**settings)
