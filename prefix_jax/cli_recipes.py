@@ -83,8 +83,8 @@ def evaluate(arguments: list[str]) -> int:
     from rich.console import Console
 
     from prefix_jax.runs.evaluate import evaluate, evaluate_prefixes
+    from prefix_jax.runs.evaluation import print_evaluation
     from prefix_jax.runs.prefixes import named_folders
-    from prefix_jax.runs.report import print_evaluation
 
     config, workdir = _config(options), options.workdir
     split, limit = options.split, options.limit

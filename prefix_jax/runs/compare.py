@@ -12,9 +12,9 @@ from prefix_jax.config import Config
 from prefix_jax.data.tasks import Split
 from prefix_jax.errors import InputError
 from prefix_jax.runs.evaluate import check_limit, score
+from prefix_jax.runs.evaluation import Evaluation, write_evaluation
 from prefix_jax.runs.prepare import prepare
 from prefix_jax.runs.record import check_folder
-from prefix_jax.runs.report import Evaluation, write_evaluation
 from prefix_jax.runs.result import load_result, stored_bytes
 from prefix_jax.runs.train import train_prepared
 from prefix_jax.runs.validate import Written
