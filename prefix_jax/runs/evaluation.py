@@ -2,20 +2,32 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Table as RichTable
 
 from prefix_jax.data.tasks import Split
 from prefix_jax.runs.validate import Written
 from prefix_jax.scoring.classes import ClassReport
-from prefix_jax.scoring.metrics import show
+from prefix_jax.scoring.metrics import NAMES, show
 from prefix_jax.storage.files import write_json, write_text
 
 LARGEST_TABLE = 12
 """A confusion matrix of more classes is in the file only."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Rows of values, each with a name, for the screen and for `report`'s page."""
+
+    head: str
+    """Of the column of names."""
+    columns: Sequence[str]
+    rows: Sequence[tuple[str, Sequence[str]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +59,22 @@ class Evaluation:
         if self.classes is not None:
             values["classes"] = self.classes.to_dict()
         return values
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Evaluation":
+        """The inverse of `to_dict`; a null loss, of a run that diverged, is NaN.
+
+        Raises KeyError or TypeError for what is no evaluation.
+        """
+        classes = values["classes"]
+        if classes is not None:
+            confusion = tuple(tuple(row) for row in classes["confusion"])
+            classes = ClassReport(tuple(classes["labels"]), confusion)
+        numbers = {
+            name: math.nan if values[name] is None else float(values[name])
+            for name in ("loss", "perplexity")
+        }
+        return cls(**{**values, **numbers, "classes": classes})
 
 
 def write_evaluation(workdir: Path, result: Evaluation, written: Written) -> None:
@@ -94,17 +122,18 @@ def print_evaluation(result: Evaluation, console: Console) -> None:
         soft_wrap=True,
     )
     if len(result.subsets) > 1:
-        console.print(_subset_table(result))
+        console.print(_on_screen(subset_table(result)))
     if result.classes is not None:
-        console.print(_class_table(result.classes))
+        console.print(_on_screen(class_table(result.classes)))
         if len(result.classes.labels) <= LARGEST_TABLE:
-            console.print(_confusion_table(result.classes))
+            console.print(_on_screen(confusion_table(result.classes)))
 
 
-def _subset_table(result: Evaluation) -> Table:
-    return _table(
+def subset_table(result: Evaluation) -> Table:
+    """The scores of each subset, and of all."""
+    return Table(
         "subset",
-        ["sources", *result.scores],
+        ["sources", *(NAMES[name] for name in result.scores)],
         [
             (name, [f"{scores['sources']:,.0f}", *_values(scores, result.scores)])
             for name, scores in result.subsets.items()
@@ -117,9 +146,10 @@ def _values(scores: Mapping[str, int | float], names: Mapping[str, float]) -> li
     return [show(name, scores[name]).split()[-1] for name in names]
 
 
-def _class_table(report: ClassReport) -> Table:
+def class_table(report: ClassReport) -> Table:
+    """The scores of each class."""
     columns = report.precision, report.recall, report.f1, report.support
-    return _table(
+    return Table(
         "class",
         ["precision", "recall", "F1", "examples"],
         [
@@ -129,8 +159,9 @@ def _class_table(report: ClassReport) -> Table:
     )
 
 
-def _confusion_table(report: ClassReport) -> Table:
-    return _table(
+def confusion_table(report: ClassReport) -> Table:
+    """How often each class was predicted for each."""
+    return Table(
         "true \\ predicted",
         report.labels,
         [
@@ -140,16 +171,14 @@ def _confusion_table(report: ClassReport) -> Table:
     )
 
 
-def _table(
-    head: str, columns: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]
-) -> Table:
-    table = Table()
-    table.add_column(head, no_wrap=True)
-    for column in columns:
-        table.add_column(column, justify="right")
-    for name, values in rows:
-        table.add_row(name, *values)
-    return table
+def _on_screen(table: Table) -> RichTable:
+    shown = RichTable()
+    shown.add_column(table.head, no_wrap=True)
+    for column in table.columns:
+        shown.add_column(column, justify="right")
+    for name, values in table.rows:
+        shown.add_row(name, *values)
+    return shown
 
 
 def _one_line(text: str) -> str:
