@@ -1,23 +1,16 @@
-"""What `report`'s page shows of runs: tables, samples and what is missing."""
+"""What `report`'s page shows of runs: samples, settings, and what is missing."""
 
 import dataclasses
 import json
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from prefix_jax.config import Config
-from prefix_jax.runs.compare import LABELS, show_size
-from prefix_jax.runs.evaluation import (
-    LARGEST_TABLE,
-    Evaluation,
-    Table,
-    class_table,
-    confusion_table,
-    subset_table,
-)
+from prefix_jax.runs.compare import LABELS
+from prefix_jax.runs.evaluation import Table
 from prefix_jax.runs.folders import Run, Written
 from prefix_jax.runs.samples import spread
-from prefix_jax.scoring.metrics import NAMES, show
 
 NOTHING = "–"
 """Stands for a value that is not there."""
@@ -25,11 +18,11 @@ NOTHING = "–"
 
 @dataclasses.dataclass(frozen=True)
 class Missing:
-    """What a run lacks, and the command that makes it."""
+    """What a run lacks, and what makes it."""
 
     label: str
     what: str
-    command: str
+    remedy: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,73 +46,42 @@ class SampleGroup:
     samples: Sequence[Sample]
 
 
+def evaluation_label(run: Run, which: str) -> str:
+    """The run's label; of an evaluation that is not of its best also what it is of."""
+    if which == ("none" if run.alone else "best"):
+        return run.label
+    return f"{run.label}: {LABELS.get(which, which)}"
+
+
+def setting(value: Any) -> str:
+    """A setting as one would write it after its option."""
+    if isinstance(value, list | tuple):
+        return " ".join(map(str, value)) or "()"
+    return str(value)
+
+
 def missing(runs: Sequence[Run]) -> Iterator[Missing]:
     """What the runs lack that the page would show."""
+    train = "the prefix-jax train that started it, once more"
+    compare = "the same prefix-jax compare, once more"
     for run in runs:
-        train = "the command that started it"
-        if not run.alone and run.folder.is_dir():
+        folder = run.folder
+        if not folder.is_dir():
+            what = f"{folder} is not there: curves, texts and settings"
+            yield Missing(run.label, what, compare)
+        elif not run.alone:
             if not run.config:
-                yield Missing(run.label, "no config.json: its settings", train)
+                yield Missing(run.label, "no config.json: settings", train)
             if not run.log:
-                yield Missing(run.label, "no metrics.jsonl: its curves", train)
-            if run.left is not None and run.log:
+                yield Missing(run.label, "no metrics.jsonl: curves", train)
+            elif run.left is not None:
                 done, wanted = run.left
-                what = f"interrupted: logged to step {done:,} of {wanted:,}"
-                yield Missing(run.label, what, f"{train}, once more, goes on")
+                what = f"not at its end: step {done:,} of {wanted:,} is the last logged"
+                yield Missing(run.label, what, train)
         if not run.evaluations:
-            command = f"prefix-jax evaluate --workdir {run.folder}"
-            if run.alone:
-                command = "the same prefix-jax compare, once more"
-            yield Missing(run.label, "not evaluated: its scores and texts", command)
-
-
-def scores(runs: Sequence[Run]) -> tuple[Table, list[tuple[str, int]]]:
-    """One row a run, or other evaluation in its folder; and groups of columns."""
-    named = any(LABELS.get(run.method) != run.label for run in runs)
-    columns = ["method"] * named + ["prefix", "trained", "share", "stored"]
-    columns += ["best step", "validation loss"]
-    groups = [("training", len(columns))]
-    splits: dict[str, list[str]] = {}
-    for evaluation in (one for run in runs for one in run.evaluations):
-        metrics = splits.setdefault(evaluation.split, [])
-        metrics += [name for name in evaluation.scores if name not in metrics]
-    for split, metrics in splits.items():
-        own = ["loss", "perplexity", *(NAMES.get(name, name) for name in metrics)]
-        own += ["sources"]
-        columns += own
-        groups.append((split, len(own)))
-
-    rows = []
-    for run in runs:
-        main = "none" if run.alone else "best"
-        for which in dict.fromkeys([main, *(one.which for one in run.evaluations)]):
-            about = _about(run, which if which != main else None)
-            label = run.label
-            if which != main:
-                label += f": {LABELS.get(which, which)}"
-            cells = about if named else about[1:]
-            for split, metrics in splits.items():
-                cells += _values(run, split, which, metrics)
-            rows.append((label, cells))
-    return Table("run", columns, rows), groups
-
-
-def details(runs: Sequence[Run]) -> Iterator[tuple[str, Table]]:
-    """Tables of the evaluations that have subsets or classes, with their captions."""
-    for run in runs:
-        for one in run.evaluations:
-            where = f"{run.label}, {one.split}"
-            if one.which not in ("best", "none"):
-                where += f", {one.which}"
-            if one.which == "none" and not run.alone:
-                where += ", backbone alone"
-            if len(one.subsets) > 1:
-                yield f"{where}: subsets", subset_table(one)
-            if one.classes is not None:
-                yield f"{where}: classes", class_table(one.classes)
-                if len(one.classes.labels) <= LARGEST_TABLE:
-                    counts = confusion_table(one.classes)
-                    yield f"{where}: confusion, in sources", counts
+            evaluate = f"prefix-jax evaluate --workdir {shlex.quote(str(folder))}"
+            what = "not evaluated: scores and texts"
+            yield Missing(run.label, what, compare if run.alone else evaluate)
 
 
 def validations(runs: Sequence[Run]) -> Table | None:
@@ -148,9 +110,7 @@ def samples(runs: Sequence[Run], number: int) -> list[SampleGroup]:
             written = run.written(one)
             if not written:
                 continue
-            label = run.label
-            if one.which != ("none" if run.alone else "best"):
-                label += f": {LABELS.get(one.which, one.which)}"
+            label = evaluation_label(run, one.which)
             for split, group in groups:
                 if split == one.split and _common([*group.values(), written]):
                     group[label] = written
@@ -204,7 +164,7 @@ def versions(runs: Sequence[Run]) -> Table | None:
     if not calls:
         return None
     flat = {
-        label: {**call.get("versions", {}), "devices": _value(call.get("devices"))}
+        label: {**call.get("versions", {}), "devices": setting(call.get("devices"))}
         for label, call in calls.items()
     }
     if len({json.dumps(own) for own in flat.values()}) == 1:
@@ -212,59 +172,6 @@ def versions(runs: Sequence[Run]) -> Table | None:
     names = list(dict.fromkeys(name for own in flat.values() for name in own))
     rows = [(name, [own.get(name, NOTHING) for own in flat.values()]) for name in names]
     return Table("library", list(flat), rows)
-
-
-def _about(run: Run, other: str | None) -> list[str]:
-    """Cells on what was trained; `other`: the evaluation is not of the run's best."""
-    if run.alone or other == "none":
-        return [LABELS["none"], NOTHING, "0", "0.00%", "0", NOTHING, NOTHING]
-    if other not in (None, "last"):  # a stored prefix, of which the run says nothing
-        return [NOTHING] * 7
-    step, loss = run.best or (None, None)
-    if run.best is None and run.row:
-        step, loss = run.row.get("step"), run.row.get("validation_loss")
-    hidden = other is not None
-    return [
-        LABELS.get(run.method, run.method) or NOTHING,
-        _prefix(run),
-        NOTHING if run.trained is None else f"{run.trained:,}",
-        NOTHING if run.share is None else f"{run.share:.2%}",
-        NOTHING if run.stored is None else show_size(run.stored),
-        NOTHING if step is None or hidden else f"{step:,}",
-        NOTHING if loss is None or hidden else f"{loss:.4f}",
-    ]
-
-
-def _prefix(run: Run) -> str:
-    """Kind and length, and what is unusual of it."""
-    own = run.config.get("prefix")
-    if run.method != "prefix" or not own:
-        return NOTHING
-    length = own.get("lengths") or own.get("length")
-    words = [str(own.get("kind")), "" if length is None else _value(length)]
-    words += ["infix"] if own.get("placement") == "infix" else []
-    words += ["gated"] if own.get("gate") else []
-    words += [f"layers {_value(own['layers'])}"] if own.get("layers") else []
-    return ", ".join(word for word in words if word)
-
-
-def _values(run: Run, split: str, which: str, metrics: Sequence[str]) -> list[str]:
-    for one in run.evaluations:
-        if (one.split, one.which) == (split, which):
-            return [
-                f"{one.loss:.4f}",
-                f"{one.perplexity:.3f}",
-                *(_score(one, name) for name in metrics),
-                f"{one.sources:,}",
-            ]
-    return [NOTHING] * (len(metrics) + 3)
-
-
-def _score(one: Evaluation, name: str) -> str:
-    value = one.scores.get(name)
-    if value is None:
-        return NOTHING
-    return show(name, value).split()[-1] if name in NAMES else f"{value:.3f}"
 
 
 def _common(written: Sequence[Written]) -> list[str]:
@@ -286,14 +193,7 @@ def _flat(run: Run) -> dict[str, str]:
 
 def _flattened(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     return {
-        f"{section}.{name}": _value(value)
+        f"{section}.{name}": setting(value)
         for section, fields in sections.items()
         for name, value in fields.items()
     }
-
-
-def _value(value: Any) -> str:
-    """A setting as one would write it after its option."""
-    if isinstance(value, list | tuple):
-        return " ".join(map(str, value)) or "()"
-    return str(value)

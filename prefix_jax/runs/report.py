@@ -24,6 +24,7 @@ from prefix_jax.runs.attention import find_backbone, read_with
 from prefix_jax.runs.charts import Curve, loss_chart, mark
 from prefix_jax.runs.folders import Run, find_runs, read_written
 from prefix_jax.runs.samples import spread
+from prefix_jax.runs.score_tables import detail_tables, score_table
 from prefix_jax.storage.artifact import load_prefix
 from prefix_jax.storage.checkpoint import library_versions
 from prefix_jax.storage.files import write_text
@@ -31,6 +32,14 @@ from prefix_jax.storage.metadata import holds_prefix, read_metadata
 
 GENERATOR = '<meta name="generator" content="prefix-jax report">'
 """How a page of ours is known."""
+
+
+SHOWN_REFERENCES = 3
+"""Of a source; the others are folded away."""
+
+
+MUCH = 0.66
+"""Above this share a cell's number is written in the other ink (report.css)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +110,7 @@ def render(
         for run in runs
         if run.log
     ]
-    scores, groups = page.scores(runs)
+    scores, groups = score_table(runs)
     differing, everything = page.settings(runs)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -116,7 +125,7 @@ def render(
         missing=list(page.missing(runs)),
         scores=scores,
         groups=groups,
-        details=list(page.details(runs)),
+        details=list(detail_tables(runs)),
         charts=[
             Markup(loss_chart(drawn, width, height, name))
             for width, height, name in ((1040, 430, "wide"), (400, 340, "narrow"))
@@ -124,7 +133,9 @@ def render(
         legend=[(Markup(mark(i)), curve.label) for i, curve in enumerate(drawn)],
         validations=page.validations(runs),
         samples=page.samples(runs, samples),
+        shown_references=SHOWN_REFERENCES,
         measured=measured,
+        much=MUCH,
         looked=looked,
         differing=differing,
         everything=everything,
