@@ -43,7 +43,7 @@ class _Axis:
     stop: float
     logarithmic: bool = False
 
-    def __call__(self, value: float) -> float:
+    def __call__(self, value: float | int) -> float:
         low, high = self.low, self.high
         if self.logarithmic:
             value, low, high = math.log(value), math.log(low), math.log(high)
@@ -85,10 +85,10 @@ def loss_chart(curves: Sequence[Curve], width: int, height: int, name: str) -> s
     else:
         room = 0.05 * (high - low) or 0.5
         low, high = low - room, high + room
-    last = max(max(step for step, _ in points), 1)
+    last = float(max(max(step for step, _ in points), 1))
     right = 8 + (7 * max(len(_short(one.label)) for one in curves) if labelled else 8)
-    x = _Axis(0, last, 52, width - right)
-    y = _Axis(low, high, height - 44, 10, logarithmic)
+    x = _Axis(0.0, last, 52.0, float(width - right))
+    y = _Axis(low, high, float(height - 44), 10.0, logarithmic)
 
     svg = ET.Element(
         "svg",
