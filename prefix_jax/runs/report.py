@@ -190,6 +190,8 @@ def _attention(run: Run, number: int, load: Callable[..., GPT2]) -> Attention:
         return Attention(run.label, (), note)
     tokens = sum(len(row.tokens) for row in rows)
     note = f"{len(rows)} sources with a reference each, {tokens:,} tokens"
+    if prefix.placement == "infix":
+        note += ", of which those after the infix count"
     return Attention(run.label, mass.tolist(), note)
 
 
