@@ -1,6 +1,7 @@
-"""The commands that take a recipe: train, evaluate, compare."""
+"""The commands that take a recipe: train, evaluate, compare; `report` on their runs."""
 
 import dataclasses
+import shlex
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
@@ -71,6 +72,33 @@ class Compare(Config):
     top2_learning_rate: float | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Write one HTML page of runs: curves, scores, samples, attention, settings.
+
+    The page is one file that needs no network. RUNS are the folders of `train`
+    (--workdir) and of `compare`, which holds several; NAME=FOLDER says what to call
+    one. A run that is interrupted or not evaluated yet is shown as far as it is. For
+    example:
+
+    prefix-jax report runs/quickstart --out quickstart.html
+
+    prefix-jax report ten=runs/a forty=runs/b
+    """
+
+    runs: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """Folders of runs and comparisons."""
+    out: Path = Path("report.html")
+    """File to write; a report that is there is replaced."""
+    overwrite: bool = False
+    """Replace the file that is there, whatever it is."""
+    samples: int = 6
+    """Sources to show with what each run wrote for them."""
+    attention: bool = True
+    """Load the backbones, to measure the attention that each layer and head pays to the
+    prefixes."""
+
+
 def train(arguments: list[str]) -> int:
     options = _with_recipe(Train, "train", arguments)
     from prefix_jax.runs.train import train
@@ -83,8 +111,8 @@ def evaluate(arguments: list[str]) -> int:
     from rich.console import Console
 
     from prefix_jax.runs.evaluate import evaluate, evaluate_prefixes
+    from prefix_jax.runs.evaluation import print_evaluation
     from prefix_jax.runs.prefixes import named_folders
-    from prefix_jax.runs.report import print_evaluation
 
     config, workdir = _config(options), options.workdir
     split, limit = options.split, options.limit
@@ -121,6 +149,23 @@ def compare(arguments: list[str]) -> int:
         limit=options.limit,
     )
     return INTERRUPTED if rows is None else 0
+
+
+def report(arguments: list[str]) -> int:
+    options = parse(Report, arguments, "prefix-jax report")
+    from prefix_jax.runs.report import report
+
+    done = report(
+        options.runs,
+        options.out,
+        overwrite=options.overwrite,
+        samples=options.samples,
+        attention=options.attention,
+        command=shlex.join(["prefix-jax", "report", *arguments]),
+    )
+    number = "1 run" if done.runs == 1 else f"{done.runs} runs"
+    print(f"{number} in {done.path} ({done.size:,} bytes)")
+    return 0
 
 
 def _recorded(arguments: list[str]) -> tuple[list[str], Config | None]:

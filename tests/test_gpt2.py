@@ -19,6 +19,7 @@ from flax import nnx
 from prefix_jax.errors import InputError
 from prefix_jax.model.activations import PARAMETERS, activation
 from prefix_jax.model.attention import causal_mask
+from prefix_jax.model.block import Own
 from prefix_jax.model.gpt2_config import GPT2Config
 from prefix_jax.model.kv import KV
 

@@ -59,7 +59,7 @@ class Own(NamedTuple):
     mask: Bool[Array, "#B #T S"]
     slots: Slots | None = None
     """None: nothing is kept, and S = T."""
-    start: Int[Array, ""] | None = None
+    start: Int[Array, ""] | int = 0
     """The first slot that is written."""
 
     def write(
@@ -72,12 +72,11 @@ class Own(NamedTuple):
         """
         if self.slots is None:
             return KeyBlock.of(keys, values, self.mask)
-        start = self.start
 
         def put(slots, x):
             x = x.reshape(slots.shape[0], -1, *x.shape[2:])
             x = jnp.swapaxes(x, 1, 2)
-            return jax.lax.dynamic_update_slice_in_dim(slots, x, start, 2)
+            return jax.lax.dynamic_update_slice_in_dim(slots, x, self.start, 2)
 
         return KeyBlock(
             put(self.slots.keys, keys), put(self.slots.values, values), self.mask

@@ -12,10 +12,11 @@ from prefix_jax.config import Config
 from prefix_jax.data.tasks import Split
 from prefix_jax.errors import InputError
 from prefix_jax.runs.evaluate import check_limit, score
+from prefix_jax.runs.evaluation import Evaluation, counted, write_evaluation
 from prefix_jax.runs.prepare import prepare
 from prefix_jax.runs.record import check_folder, check_run
-from prefix_jax.runs.report import Evaluation, counted, write_evaluation
 from prefix_jax.runs.result import load_result, stored_bytes
+from prefix_jax.runs.samples import spread
 from prefix_jax.runs.train import train_prepared
 from prefix_jax.runs.validate import Written
 from prefix_jax.scoring.metrics import metrics_of, show
@@ -23,7 +24,7 @@ from prefix_jax.storage.files import write_json
 from prefix_jax.storage.log import plot_curves
 
 Compared = Literal["none", "prefix", "top2", "full"]
-LABELS: Mapping[Compared, str] = {
+LABELS: Mapping[str, str] = {
     "none": "backbone alone",
     "prefix": "prefix-tuning",
     "top2": "top-2 layers",
@@ -150,7 +151,7 @@ def _table(rows: Sequence[Row], split: Split) -> Table:
             LABELS[row.method],
             f"{row.trained:,}",
             f"{row.share:.2%}",
-            _size(row.stored_bytes),
+            show_size(row.stored_bytes),
             f"{row.scores.loss:.3f}",
             *(one.rpartition(" ")[2] for one in _main_score(row.scores)),
             f"{row.seconds:.0f}" if row.trained else "",
@@ -165,7 +166,8 @@ def _main_score(scores: Evaluation) -> list[str]:
     return [show(*one) for one in list(scores.scores.items())[:1]]
 
 
-def _size(number: int) -> str:
+def show_size(number: int) -> str:
+    """Bytes in the largest unit of which there is one."""
     size, units = float(number), ["B", "KiB", "MiB", "GiB"]
     while size >= 1024 and len(units) > 1:
         size /= 1024
@@ -186,9 +188,7 @@ def _show_samples(texts: Mapping[Compared, Written], console: Console) -> None:
         for example in next(iter(texts.values())).examples
         if all(example.source in own for own in found.values())
     ]
-    # Spread over the split: neighbours are often alike.
-    stride = max(len(examples) // SAMPLES, 1)
-    for example in examples[: stride * SAMPLES : stride]:
+    for example in spread(examples, SAMPLES):
         lines = [("source", example.source)]
         lines += [
             (LABELS[method], own[example.source]) for method, own in found.items()

@@ -13,11 +13,11 @@ from prefix_jax.data_config import label_words
 from prefix_jax.errors import InputError
 from prefix_jax.model.gpt2 import GPT2
 from prefix_jax.model.kv import KV
+from prefix_jax.runs.evaluation import Evaluation, counted, write_evaluation
 from prefix_jax.runs.prefixes import load_bank
 from prefix_jax.runs.prepare import Rows, Setup, prepare
 from prefix_jax.runs.progress import counting
 from prefix_jax.runs.record import check_folder
-from prefix_jax.runs.report import Evaluation, counted, write_evaluation
 from prefix_jax.runs.result import check_result, load_result
 from prefix_jax.runs.validate import Validation, Validator, Written, write_each
 from prefix_jax.scoring.classes import ClassReport
@@ -46,7 +46,7 @@ def evaluate(
 
     `limit`: score the first so many sources only, each with all of its references; in
     language modelling so many packed rows. Writes the files of
-    `report.write_evaluation` in `workdir`. Raises InputError if there is nothing to
+    `evaluation.write_evaluation` in `workdir`. Raises InputError if there is nothing to
     evaluate, or `config.score.metrics` cannot be had.
     """
     check_limit(limit)

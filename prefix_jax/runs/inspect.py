@@ -5,20 +5,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
 
-from prefix_jax.data.tokens import encode_texts
+from prefix_jax.data.tokens import Row, encode_texts
 from prefix_jax.errors import InputError
 from prefix_jax.learning.split import count
 from prefix_jax.model.gpt2 import GPT2
 from prefix_jax.model.kv import KV
-from prefix_jax.model.loading import load_backbone, load_tokenizer
-from prefix_jax.model.weights import fingerprint
+from prefix_jax.model.loading import load_tokenizer
+from prefix_jax.runs.attention import Read, find_backbone, read_with
 from prefix_jax.runs.prefixes import prefix_folder
-from prefix_jax.storage.artifact import load_prefix, read_stored, stored_kv
+from prefix_jax.storage.artifact import read_stored, stored_kv
 from prefix_jax.storage.metadata import (
     OWN_CONFIG,
     Metadata,
@@ -86,12 +83,12 @@ def inspect_prefix(
     tensor = read_stored(folder, metadata, shape)
     texts = tuple(texts) or (TEXT,)
 
-    model, problem = _find_backbone(folder, metadata, backbone)
+    model, problem = find_backbone(folder, metadata, backbone)
     kv = own = None
     if model is not None or metadata.kind == "prefix":
         kv = stored_kv(tensor, metadata, shape, model)
     if model is not None and kv is not None:
-        own = _read(model, kv, texts, _name(metadata, backbone))
+        own = _read(model, kv, texts, backbone or metadata.backbone_name or "")
     numbers = tensor.size
     if metadata.layer_lengths is not None:  # the rest are zeros that nothing sees
         numbers = 2 * shape.n_embd * sum(metadata.layer_lengths)
@@ -109,42 +106,7 @@ def inspect_prefix(
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Read:
-    """What the backbone makes of the texts, by layer."""
-
-    key_norm: Float[np.ndarray, "L"]
-    value_norm: Float[np.ndarray, "L"]
-    mass: Float[np.ndarray, "L H"] | None
-
-
-def _name(metadata: Metadata, backbone: str | None) -> str:
-    return backbone or metadata.backbone_name or ""
-
-
-def _find_backbone(
-    folder: Path, metadata: Metadata, backbone: str | None
-) -> tuple[GPT2 | None, str]:
-    """The prefix's backbone, or None, and how that went."""
-    name = _name(metadata, backbone)
-    if not name:
-        return None, "not looked for: the prefix does not name it (--backbone NAME)"
-    try:
-        model = load_backbone(name, dtype=metadata.backbone_dtype or "float32")  # pyright: ignore[reportArgumentType]
-    except InputError as error:
-        if backbone is not None:
-            raise
-        return None, f"could not be loaded: {error}"
-    try:
-        load_prefix(folder, model, backbone_fingerprint=fingerprint(model))
-    except InputError as error:
-        return None, f"another one: {error}"
-    if metadata.backbone_fingerprint is None:
-        return model, "of the same shape (the prefix does not know its weights)"
-    return model, "the same, by its fingerprint"
-
-
-def _read(model: GPT2, kv: KV, texts: Sequence[str], name: str) -> _Read:
+def _read(model: GPT2, kv: KV, texts: Sequence[str], name: str) -> Read:
     if empty := [text for text in texts if not text.strip()]:
         raise InputError(f"--text {empty[0]!r} is empty; give some words")
     encoded = encode_texts(texts, load_tokenizer(name))
@@ -156,34 +118,11 @@ def _read(model: GPT2, kv: KV, texts: Sequence[str], name: str) -> _Read:
             f"{kv.position_offset + width} exceed the backbone's "
             f"{model.config.n_positions} positions; give at most {room} tokens"
         )
-    tokens = np.zeros((len(encoded), width), np.int32)
-    mask = np.zeros(tokens.shape, bool)
-    for row, ids in enumerate(encoded):
-        tokens[row, : len(ids)], mask[row, : len(ids)] = ids, True
-    read = jax.device_get(_observe(model, kv, jnp.asarray(tokens), jnp.asarray(mask)))
-    return _Read(*read)
-
-
-@jax.jit
-def _observe(model, kv, tokens, mask):
-    """Means over the real tokens of all texts: norms [L], attention mass [L H]."""
-    plain = model.forward(tokens, mask=mask, collect=True).kv
     # To an infix the text is a target: what is read with it comes after it.
-    after = mask if kv.placement == "infix" else None
-    read = model.forward(tokens, prefix=kv, mask=mask, observe=True, after=after)
-    number = mask.sum()
-
-    def norm(x):
-        lengths = jnp.linalg.norm(x.astype(jnp.float32), axis=-1)  # L B T H
-        return (lengths.mean(-1) * mask).sum((1, 2)) / number
-
-    mass = read.prefix_mass
-    if mass is not None:
-        mass = (mass * mask[:, None]).sum((1, 3)) / number
-    return norm(plain.keys), norm(plain.values), mass
+    return read_with(model, kv, [Row(ids, np.ones(len(ids), bool)) for ids in encoded])
 
 
-def _layers(kv: KV, own: _Read | None):
+def _layers(kv: KV, own: Read | None):
     real = kv.limit(kv.length)
     assert real.lengths is not None and real.mask is not None
     lengths = np.asarray(real.lengths[:, 0])

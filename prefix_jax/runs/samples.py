@@ -1,9 +1,10 @@
 """Texts written during training, so that people see what was learned."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import repeat
 from pathlib import Path
+from typing import TypeVar
 
 from prefix_jax.decoding.generate import generate
 from prefix_jax.errors import InputError
@@ -13,6 +14,7 @@ from prefix_jax.runs.prepare import Rows, Setup
 from prefix_jax.runs.validate import write_texts
 from prefix_jax.storage.files import write_text
 
+T = TypeVar("T")
 PROMPT_TOKENS = 24
 """Tokens of a held-out row that language modelling continues from."""
 
@@ -72,6 +74,12 @@ class SampleLog:
             )
             sources = setup.tokenizer.batch_decode(prompts)
             yield from zip(sources, texts, repeat(()), strict=False)
+
+
+def spread(items: Sequence[T], number: int) -> Sequence[T]:
+    """At most `number` of them, spread evenly: neighbours are often alike."""
+    stride = max(len(items) // number, 1)
+    return items[: stride * number : stride]
 
 
 def _line(text: str) -> str:

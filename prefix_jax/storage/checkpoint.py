@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import importlib.metadata
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +26,7 @@ import orbax.checkpoint as ocp
 from prefix_jax.errors import InputError, first_line
 from prefix_jax.learning.split import leaf_names
 from prefix_jax.learning.step import TrainState
+from prefix_jax.model.tensor_files import read_json
 
 FORMAT = 1
 _ITEMS = ("state", "data", "meta")
@@ -217,6 +219,22 @@ class Checkpoints:
             f"({first_line(error)[:300]}); steps there: "
             f"{', '.join(map(str, complete)) or 'none'}"
         )
+
+
+def trained_numbers(workdir: Path) -> int | None:
+    """How many numbers the run in `workdir` trains; None where no checkpoint says."""
+    folder = Path(workdir) / "checkpoints"
+    steps = [int(path.name) for path in folder.glob("*") if _is_step(path)]
+    for step in sorted(steps, reverse=True):
+        path = folder / str(step) / "meta" / "metadata"
+        if path.is_file():
+            arrays = read_json(path).get("arrays", {})
+            return sum(
+                math.prod(facts["shape"])
+                for name, facts in arrays.items()
+                if name.startswith("trainable/")
+            )
+    return None
 
 
 def library_versions() -> dict[str, str]:

@@ -129,7 +129,7 @@ def _draw_loss(axes, log: Sequence[Line], label: str, colour: str) -> None:
     steps, loss = _series(log, "train", "loss")
     window = math.isqrt(len(loss)) | 1  # odd, so that it is centred
     axes.plot(steps, loss, color=colour, linewidth=0.8, alpha=0.3)
-    axes.plot(steps, _moving_average(loss, window), color=colour, linewidth=1.8)
+    axes.plot(steps, moving_average(loss, window), color=colour, linewidth=1.8)
     steps, loss = _series(log, "validation", "loss")
     axes.plot(
         steps,
@@ -179,7 +179,7 @@ def _series(
     return array[:, 0], array[:, 1]
 
 
-def _moving_average(values: np.ndarray, window: int) -> np.ndarray:
+def moving_average(values: np.ndarray, window: int) -> np.ndarray:
     """Centred; near the ends over the values that are there."""
     if not len(values):
         return values

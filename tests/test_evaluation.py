@@ -12,7 +12,7 @@ from prefix_jax.data.tasks import Example
 from prefix_jax.data_config import DataConfig
 from prefix_jax.errors import InputError
 from prefix_jax.runs.evaluate import evaluate
-from prefix_jax.runs.report import Evaluation, print_evaluation, write_evaluation
+from prefix_jax.runs.evaluation import Evaluation, print_evaluation, write_evaluation
 from prefix_jax.runs.validate import Written
 from prefix_jax.score_config import ScoreConfig
 from prefix_jax.scoring.classes import ClassReport

@@ -1,0 +1,192 @@
+"""What an evaluation found, on the screen and in files."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from prefix_jax.data.tasks import Split
+from prefix_jax.runs.validate import Written
+from prefix_jax.scoring.classes import ClassReport
+from prefix_jax.scoring.metrics import NAMES, show
+from prefix_jax.storage.files import write_json, write_text
+
+LARGEST_TABLE = 12
+"""A confusion matrix of more classes is in the file only."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Rows of values, each with a name, for the screen and for `report`'s page."""
+
+    head: str
+    """Of the column of names."""
+    columns: Sequence[str]
+    rows: Sequence[tuple[str, Sequence[str]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Scores on one split."""
+
+    split: Split
+    which: str
+    """`best` or `last` of a run, `none`, or the name of a prefix."""
+    loss: float
+    """Nats per target token."""
+    perplexity: float
+    tokens: int
+    sources: int
+    cut_sources: int
+    """Sources whose end was cut, to fit the backbone's positions."""
+    scores: Mapping[str, float]
+    """By the names of `score.metrics`; empty where the task has no references."""
+    subsets: Mapping[str, Mapping[str, int | float]]
+    """The same of each subset, and its number of `sources`, where the data have any."""
+    classes: ClassReport | None
+    """In classification, what was predicted for what."""
+
+    def to_dict(self) -> dict:
+        """Plain values, ready for JSON."""
+        values = {
+            field.name: getattr(self, field.name) for field in dataclasses.fields(self)
+        }
+        if self.classes is not None:
+            values["classes"] = self.classes.to_dict()
+        return values
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Evaluation":
+        """The inverse of `to_dict`; a null loss, of a run that diverged, is NaN.
+
+        Raises KeyError or TypeError for what is no evaluation.
+        """
+        classes = values["classes"]
+        if classes is not None:
+            confusion = tuple(tuple(row) for row in classes["confusion"])
+            classes = ClassReport(tuple(classes["labels"]), confusion)
+        numbers = {
+            name: math.nan if values[name] is None else float(values[name])
+            for name in ("loss", "perplexity")
+        }
+        return cls(**{**values, **numbers, "classes": classes})
+
+
+def write_evaluation(workdir: Path, result: Evaluation, written: Written) -> None:
+    """Scores and outputs of a split, SPLIT, with a prefix, WHICH.
+
+    scores_SPLIT_WHICH.json       what `Evaluation` has
+    outputs_SPLIT_WHICH.jsonl     source, text and references of each example
+    outputs_SPLIT_WHICH.txt       as the scripts of e2e-metrics read them: one text a
+    references_SPLIT_WHICH.txt    line; references so too, an empty line after a group
+
+    Line ends in a text are blanks in the .txt files.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    name = f"{result.split}_{result.which}"
+    write_json(workdir / f"scores_{name}.json", result.to_dict())
+    rows = list(zip(written.examples, written.texts, strict=True))
+    lines = [
+        {"source": example.source, "text": text, "references": example.references}
+        for example, text in rows
+    ]
+    if written.probabilities is not None:
+        for line, own in zip(lines, written.probabilities.tolist(), strict=True):
+            line["probabilities"] = own
+    write_text(
+        workdir / f"outputs_{name}.jsonl",
+        "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines),
+    )
+    if rows:
+        texts = "".join(f"{_one_line(text)}\n" for _, text in rows)
+        write_text(workdir / f"outputs_{name}.txt", texts)
+        groups = [map(_one_line, example.references) for example, _ in rows]
+        references = "".join("\n".join(group) + "\n\n" for group in groups)
+        write_text(workdir / f"references_{name}.txt", references)
+
+
+def print_evaluation(result: Evaluation, console: Console) -> None:
+    """One line; then, where there are any, tables of subsets and classes."""
+    found = "".join(f", {show(name, value)}" for name, value in result.scores.items())
+    # In language modelling there are no sources.
+    of = f"{counted(result.sources, 'source')}, " if result.sources else ""
+    console.print(
+        f"{result.split}, {result.which}: loss {result.loss:.4f} nats per target "
+        f"token, perplexity {result.perplexity:.3f}{found} ({of}"
+        f"{counted(result.tokens, 'target token')})",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
+    if len(result.subsets) > 1:
+        console.print(_on_screen(subset_table(result)))
+    if result.classes is not None:
+        console.print(_on_screen(class_table(result.classes)))
+        if len(result.classes.labels) <= LARGEST_TABLE:
+            console.print(_on_screen(confusion_table(result.classes)))
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 source`, `1,000 sources`."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
+def subset_table(result: Evaluation) -> Table:
+    """The scores of each subset, and of all."""
+    return Table(
+        "subset",
+        ["sources", *(NAMES[name] for name in result.scores)],
+        [
+            (name, [f"{scores['sources']:,.0f}", *_values(scores, result.scores)])
+            for name, scores in result.subsets.items()
+        ]
+        + [("all", [f"{result.sources:,}", *_values(result.scores, result.scores)])],
+    )
+
+
+def _values(scores: Mapping[str, int | float], names: Mapping[str, float]) -> list[str]:
+    return [show(name, scores[name]).split()[-1] for name in names]
+
+
+def class_table(report: ClassReport) -> Table:
+    """The scores of each class."""
+    columns = report.precision, report.recall, report.f1, report.support
+    return Table(
+        "class",
+        ["precision", "recall", "F1", "examples"],
+        [
+            (label, [f"{p:.3f}", f"{r:.3f}", f"{f:.3f}", f"{n:,}"])
+            for label, p, r, f, n in zip(report.labels, *columns, strict=True)
+        ],
+    )
+
+
+def confusion_table(report: ClassReport) -> Table:
+    """How often each class was predicted for each."""
+    return Table(
+        "true \\ predicted",
+        report.labels,
+        [
+            (label, [f"{count:,}" for count in row])
+            for label, row in zip(report.labels, report.confusion, strict=True)
+        ],
+    )
+
+
+def _on_screen(table: Table) -> RichTable:
+    shown = RichTable()
+    shown.add_column(table.head, no_wrap=True)
+    for column in table.columns:
+        shown.add_column(column, justify="right")
+    for name, values in table.rows:
+        shown.add_row(name, *values)
+    return shown
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
