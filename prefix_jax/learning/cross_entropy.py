@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from prefix_jax.model.attention import precision
+from prefix_jax.model.block import head_logits
 
 CHUNKS = 8
 """A row's tokens are cut into so many chunks,"""
@@ -62,7 +63,7 @@ def cross_entropy(
     def add(index, sums):
         objective, nll = sums
         states, labels, weights = chunks.at(index)
-        logits = _logits(states, head)
+        logits = head_logits(states, head)
         more, more_nll = _losses(logits, labels, weights, label_smoothing)
         return objective + more, nll + more_nll
 
@@ -81,7 +82,7 @@ def _forward(hidden, head, labels, weights, label_smoothing):
     def add(index, carry):
         objective, nll, grad_hidden, grad_head = carry
         states, labels, weights = chunks.at(index)
-        logits = _logits(states, head)
+        logits = head_logits(states, head)
         more, more_nll = _losses(logits, labels, weights, label_smoothing)
         wanted = jax.nn.one_hot(labels, vocabulary) * (1 - label_smoothing)
         slope = jax.nn.softmax(logits) - wanted - label_smoothing / vocabulary
@@ -150,16 +151,6 @@ def _chunked(hidden, labels, weights) -> _Chunks:
 def _zero_of_rows(weights):
     """A zero for each row that varies over devices as the rows do (`shard_map`)."""
     return 0 * weights.sum(-1)
-
-
-def _logits(states, head):
-    return jnp.einsum(
-        "btd,vd->btv",
-        states,
-        head.astype(states.dtype),
-        precision=precision(states.dtype),
-        preferred_element_type=jnp.float32,
-    )
 
 
 def _losses(logits, labels, weights, label_smoothing):

@@ -1,4 +1,4 @@
-"""A stack of GPT-2's transformer layers, and what they are made of."""
+"""A stack of GPT-2's transformer layers, what they are made of, and the head."""
 
 from typing import NamedTuple
 
@@ -40,6 +40,19 @@ class Dense(nnx.Module):
         kernel = self.kernel[...].astype(x.dtype)
         product = jnp.einsum(equation, x, kernel, precision=precision(x.dtype))
         return product + self.bias[...].astype(x.dtype)
+
+
+def head_logits(
+    hidden: Float[Array, "... D"], head: Float[Array, "V D"]
+) -> Float[Array, "... V"]:
+    """f32 logits of hidden states, which set the type of the product."""
+    return jnp.einsum(
+        "...d,vd->...v",
+        hidden,
+        head.astype(hidden.dtype),
+        precision=precision(hidden.dtype),
+        preferred_element_type=jnp.float32,
+    )
 
 
 class Slots(NamedTuple):

@@ -20,8 +20,8 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from prefix_jax.errors import InputError
-from prefix_jax.model.attention import KeyBlock, causal_mask, precision, prefix_mask
-from prefix_jax.model.block import Block, Norm, Own, Slots
+from prefix_jax.model.attention import KeyBlock, causal_mask, prefix_mask
+from prefix_jax.model.block import Block, Norm, Own, Slots, head_logits
 from prefix_jax.model.gpt2_config import GPT2Config
 from prefix_jax.model.kv import KV
 
@@ -256,13 +256,7 @@ class GPT2(nnx.Module):
     def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
         """f32 logits of hidden states."""
         with jax.named_scope("head"):
-            return jnp.einsum(
-                "...d,vd->...v",
-                hidden,
-                self.output_head.astype(hidden.dtype),
-                precision=precision(hidden.dtype),
-                preferred_element_type=jnp.float32,
-            )
+            return head_logits(hidden, self.output_head)
 
     def _positions(self, prefix, rows, length, after):
         offset = 0 if prefix is None else prefix.position_offset

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 from collections.abc import Sequence
+from typing import TypedDict
 
 import jax
 import numpy as np
@@ -11,7 +12,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 from transformers import PreTrainedTokenizerFast
 
-from prefix_jax.config import Config
+from prefix_jax.config import BackboneConfig, Config, Dtype
 from prefix_jax.data.batches import choose_buckets
 from prefix_jax.data.packing import pack_documents, packed_rows
 from prefix_jax.data.tasks import (
@@ -193,19 +194,29 @@ class Setup:
         return [train.rows[i].tokens for i in chosen]
 
 
+class Loading(TypedDict):
+    """How a backbone is laid out: what `load_backbone` takes besides its name."""
+
+    dtype: Dtype
+    remat: bool
+    unroll: bool
+
+
+def how_to_load(config: BackboneConfig, mesh: Mesh) -> Loading:
+    """As the recipe says, for these devices."""
+    unroll = config.unroll
+    if unroll is None:
+        unroll = mesh.devices.flat[0].platform == "cpu"
+    return {"dtype": config.dtype, "remat": config.remat, "unroll": unroll}
+
+
 def prepare(config: Config) -> Setup:
     """Load the backbone and its tokenizer, and lay out the devices."""
     config = config.resolved()
     rows = config.train.batch_size // config.train.accumulate  # at a time
     mesh = make_mesh(config.mesh, batch_size=rows)
     name = config.backbone.name
-    how = {
-        "dtype": config.backbone.dtype,
-        "remat": config.backbone.remat,
-        "unroll": config.backbone.unroll
-        if config.backbone.unroll is not None
-        else mesh.devices.flat[0].platform == "cpu",
-    }
+    how = how_to_load(config.backbone, mesh)
     if config.backbone.weights == "random":
         key = jax.random.key(config.train.seed)
         backbone = GPT2(load_config(name), key=key, **how)

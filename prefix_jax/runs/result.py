@@ -2,14 +2,17 @@
 
 from pathlib import Path
 
+import jax
+
 from prefix_jax.data.sources import is_e2e
 from prefix_jax.errors import InputError
 from prefix_jax.learning.split import Params
+from prefix_jax.mesh import replicated
 from prefix_jax.model.gpt2 import GPT2
 from prefix_jax.model.kv import KV
 from prefix_jax.model.loading import load_backbone
 from prefix_jax.model.weights import save_backbone
-from prefix_jax.runs.prepare import Setup
+from prefix_jax.runs.prepare import Setup, how_to_load
 from prefix_jax.storage.artifact import load_prefix, save_prefix
 from prefix_jax.storage.files import replaced
 
@@ -54,7 +57,9 @@ def load_result(folder: Path, setup: Setup) -> tuple[GPT2, KV | None]:
             folder, setup.backbone, backbone_fingerprint=setup.fingerprint
         )
         return setup.backbone, prefix
-    return load_backbone(str(folder), dtype=setup.config.backbone.dtype), None
+    how = how_to_load(setup.config.backbone, setup.mesh)
+    tuned = load_backbone(str(folder), **how)
+    return jax.device_put(tuned, replicated(setup.mesh)), None
 
 
 def stored_bytes(folder: Path) -> int:
