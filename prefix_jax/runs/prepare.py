@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 from transformers import PreTrainedTokenizerFast
 
-from prefix_jax.config import Config
+from prefix_jax.config import BackboneConfig, Config
 from prefix_jax.data.batches import choose_buckets
 from prefix_jax.data.packing import pack_documents, packed_rows
 from prefix_jax.data.tasks import (
@@ -21,7 +21,7 @@ from prefix_jax.data.tasks import (
     load_examples,
 )
 from prefix_jax.data.tokens import Row, encode_examples, separators, text_room
-from prefix_jax.data_config import Split
+from prefix_jax.data_config import DataConfig, Split
 from prefix_jax.errors import InputError
 from prefix_jax.learning.split import Params, folded
 from prefix_jax.mesh import make_mesh, replicated
@@ -66,24 +66,22 @@ class Setup:
     mesh: Mesh
     fingerprint: str
     """Identifies the backbone's configuration and weights."""
-    _rows: dict[tuple[Split, tuple[str, ...]], Rows] = dataclasses.field(
+    _examples: dict[tuple, list[Example]] = dataclasses.field(
         default_factory=dict, repr=False
     )
-    """Those that were asked for, shared by all setups `of` this one."""
+    _rows: dict[tuple, Rows] = dataclasses.field(default_factory=dict, repr=False)
+    """Those that were asked for, by all that they depend on; shared by all setups `of`
+    this one. So are the examples."""
 
     def of(self, config: Config) -> "Setup":
-        """Another run on the same backbone, data and devices: nothing is loaded again.
+        """Another run; only what its recipe wants otherwise is loaded anew.
 
-        Raises ValueError for a recipe that needs others.
+        A recipe of another backbone or other devices shares nothing.
         """
-        mine, other = self.config, config.resolved()
-        for name in ("backbone", "data", "mesh"):
-            if getattr(mine, name) != getattr(other, name):
-                raise ValueError(f"the recipes differ in their {name}")
-        for name in ("seed", "batch_size", "accumulate"):
-            if getattr(mine.train, name) != getattr(other.train, name):
-                raise ValueError(f"the recipes differ in train.{name}")
-        return dataclasses.replace(self, config=other)
+        config = config.resolved()
+        if _foundation(config) != _foundation(self.config):
+            return prepare(config)
+        return dataclasses.replace(self, config=config)
 
     @property
     def pad_id(self) -> int:
@@ -96,20 +94,23 @@ class Setup:
 
         `prefixes`: names that rows may have in the column `data.prefix_column`.
         """
-        asked = split, tuple(prefixes)
+        data, train = self.config.data, self.config.train
+        limit = {"train": data.limit, "validation": data.validation_limit}.get(split)
+        seed = train.seed if data.subsample_seed is None else data.subsample_seed
+        whole = split, tuple(prefixes), _unlimited(data)
+        asked = *whole, train.batch_size, limit, limit and seed
         if asked not in self._rows:
-            self._rows[asked] = self._load(split, prefixes)
+            if data.task == "language_modelling":
+                self._rows[asked] = self._packed(split, limit, seed)
+            else:
+                if whole not in self._examples:
+                    self._examples[whole] = load_examples(data, split, prefixes)
+                examples = limit_examples(self._examples[whole], limit, seed=seed)
+                self._rows[asked] = self._encoded(examples)
         return self._rows[asked]
 
-    def _load(self, split: Split, prefixes: Sequence[str]) -> Rows:
+    def _encoded(self, examples: Sequence[Example]) -> Rows:
         config = self.config
-        if config.data.task == "language_modelling":
-            return self._packed(split)
-        examples = load_examples(config.data, split, prefixes)
-        if split == "train":
-            examples = limit_examples(
-                examples, config.data.limit, seed=config.train.seed
-            )
         encoded = encode_examples(examples, self.tokenizer, config.data)
         buckets = config.data.buckets or choose_buckets(
             [len(row.tokens) for row in encoded.rows],
@@ -118,14 +119,12 @@ class Setup:
         )
         return Rows(encoded.rows, encoded.examples, str(encoded.report), buckets)
 
-    def _packed(self, split: Split) -> Rows:
+    def _packed(self, split: Split, limit: int | None, seed: int) -> Rows:
         config = self.config.data
         tokens = pack_documents(
             load_documents(config, split), self.tokenizer, config.max_length
         )
-        rows = packed_rows(tokens)
-        if split == "train":
-            rows = limit_examples(rows, config.limit, seed=self.config.train.seed)
+        rows = limit_examples(packed_rows(tokens), limit, seed=seed)
         report = f"{len(rows):,} packed rows of {config.max_length} tokens"
         return Rows(rows, (), report, (config.max_length,))
 
@@ -186,11 +185,24 @@ class Setup:
         return [train.rows[i].tokens for i in chosen]
 
 
+def _unlimited(data: DataConfig) -> DataConfig:
+    return dataclasses.replace(
+        data, limit=None, validation_limit=None, subsample_seed=None
+    )
+
+
+def _foundation(config: Config) -> tuple[BackboneConfig, int | None, Mesh]:
+    """What a backbone depends on as it lies on the devices."""
+    rows = config.train.batch_size // config.train.accumulate  # at a time
+    mesh = make_mesh(config.mesh, batch_size=rows)
+    seed = config.train.seed if config.backbone.weights == "random" else None
+    return config.backbone, seed, mesh
+
+
 def prepare(config: Config) -> Setup:
     """Load the backbone and its tokenizer, and lay out the devices."""
     config = config.resolved()
-    rows = config.train.batch_size // config.train.accumulate  # at a time
-    mesh = make_mesh(config.mesh, batch_size=rows)
+    _, _, mesh = _foundation(config)
     name = config.backbone.name
     how = {
         "dtype": config.backbone.dtype,
