@@ -5,6 +5,7 @@ field's standard terms; units stand in the comments.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from prefix_jax.checks import (
@@ -83,6 +84,9 @@ class TrainConfig(Section):
     """Steps between validations; each keeps the best prefix so far."""
     eval_batches: Positive | None = None
     """Validation batches read each time; None: the whole split."""
+    patience: Positive | None = None
+    """Stop early, after so many validations in a row without a lower loss; None:
+    never."""
     samples: NotNegative = 3
     """Validation sources written out as text at each evaluation."""
     checkpoint_every: Positive = 100
@@ -213,6 +217,25 @@ class Config:
             ),
         )
 
+    def replaced(self, values: Mapping[str, object]) -> "Config":
+        """The same run with other values, by name: `{"prefix.length": 10}`.
+
+        Raises InputError for a field that does not exist and a value it does not take.
+        """
+        sections: dict[str, dict[str, object]] = {}
+        for name, value in values.items():
+            if name not in FIELDS:
+                raise InputError(f"a recipe has no {name}{closest(name, FIELDS)}")
+            section, _, field = name.partition(".")
+            sections.setdefault(section, {})[field] = value
+        return dataclasses.replace(
+            self,
+            **{
+                section: dataclasses.replace(getattr(self, section), **fields)
+                for section, fields in sections.items()
+            },
+        )
+
     def to_dict(self) -> dict:
         """Nested plain values, ready for JSON."""
         return dataclasses.asdict(self)
@@ -247,3 +270,11 @@ class Config:
                 **{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
             )
         return cls(**made)
+
+
+FIELDS: tuple[str, ...] = tuple(
+    f"{section}.{field}"
+    for section, fields in Config().to_dict().items()
+    for field in fields
+)
+"""The name of every value of a recipe, such as `prefix.length`."""

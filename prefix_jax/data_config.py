@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from prefix_jax.checks import Bounds, Positive, Section, Size
+from prefix_jax.checks import Bounds, Positive, Section, Seed, Size
 from prefix_jax.errors import InputError
 
 Split = Literal["train", "validation", "test"]
@@ -58,8 +58,14 @@ class DataConfig(Section):
     buckets: tuple[Size, ...] = ()
     """Padded row lengths; (): chosen from the data. Each is one compiled program."""
     limit: Positive | None = None
-    """Train on the first n examples of the seeded permutation only (of the packed rows,
-    in language modelling); None: on all. Validation and test are always whole."""
+    """Train on the first n examples of a seeded permutation only (of the packed rows,
+    in language modelling); None: on all."""
+    validation_limit: Positive | None = None
+    """The same of the validation split's sources, for a small dev set. The test split
+    is always whole."""
+    subsample_seed: Seed | None = None
+    """Of these permutations, so that runs of other seeds have the same examples; None:
+    train.seed."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -78,6 +84,13 @@ class DataConfig(Section):
                 "0=negative 1=positive"
             )
         label_words(self.labels)
+        if self.subsample_seed is not None and not (
+            self.limit or self.validation_limit
+        ):
+            raise InputError(
+                f"data.subsample_seed is {self.subsample_seed}, but there is no "
+                "subsample: give data.limit, data.validation_limit or both"
+            )
 
 
 def label_words(labels: Sequence[str]) -> dict[str, str]:

@@ -112,6 +112,7 @@ def test_a_value_of_another_type_is_refused(kind, name, value, expected):
         (DataConfig, "max_length", 4, 3),
         (DataConfig, "max_target_length", 1, 0),
         (DataConfig, "limit", 1, 0),
+        (DataConfig, "validation_limit", 1, 0),
         (DataConfig, "buckets", (1,), (8, 0)),
         (OptimConfig, "learning_rate", 1e-9, 0.0),
         (OptimConfig, "warmup_steps", 0, -1),
@@ -121,6 +122,7 @@ def test_a_value_of_another_type_is_refused(kind, name, value, expected):
         (OptimConfig, "clip_norm", 1, 0),
         (TrainConfig, "steps", 0, -1),
         (TrainConfig, "batch_size", 1, 0),
+        (TrainConfig, "patience", 1, 0),
         (TrainConfig, "accumulate", 1, 0),
         (TrainConfig, "label_smoothing", 0.5, 1),
         (TrainConfig, "seed", 0, -1),
@@ -222,3 +224,27 @@ def test_a_section_of_another_type_is_refused(given):
 def test_config_is_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         Config().prefix = None  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_values_by_the_names_of_the_command_line():
+    config = Config().replaced(
+        {
+            "prefix.length": 3,
+            "train.seed": 5,
+            "prefix.gate": True,
+            "prefix.position_mode": "unshifted",
+        }
+    )
+    assert (config.prefix.length, config.train.seed, config.prefix.gate) == (3, 5, True)
+    assert config.replaced({}) == config
+    assert config.replaced({"prefix.length": 10}).train == config.train
+    with pytest.raises(InputError, match=r'no prefix.lenght.* mean "prefix.length"'):
+        config.replaced({"prefix.lenght": 3})
+    with pytest.raises(InputError, match=r'prefix.length is "3"; expected'):
+        config.replaced({"prefix.length": "3"})
+
+
+def test_a_subsample_needs_a_limit():
+    assert DataConfig(validation_limit=3, subsample_seed=1).subsample_seed == 1
+    with pytest.raises(InputError, match="subsample_seed is 1, but there is no"):
+        DataConfig(subsample_seed=1)

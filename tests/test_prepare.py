@@ -1,8 +1,11 @@
 """What a run prepares before its first step."""
 
+import json
+
 import numpy as np
 import pytest
 
+import prefix_jax.runs.prepare as prepare_module
 from prefix_jax.config import Config, MeshConfig, TrainConfig
 from prefix_jax.data_config import DataConfig
 from prefix_jax.errors import InputError
@@ -18,13 +21,13 @@ def rows(backbone, tokenizer, tmp_path):
     for split in ("train", "validation", "test"):
         (tmp_path / f"{split}.txt").write_text(text)
 
-    def rows(split: str, limit: int | None = None, seed: int = 1, first=None):
+    def rows(split: str, seed: int = 1, first: int | None = None, **limits: int):
         config = Config(
             data=DataConfig(
                 task="language_modelling",
                 path=str(tmp_path),
                 max_length=16,
-                limit=limit,
+                **limits,
             ),
             train=TrainConfig(seed=seed),
         )
@@ -35,16 +38,55 @@ def rows(backbone, tokenizer, tmp_path):
     return rows
 
 
-@pytest.mark.parametrize("split", ["validation", "test"])
-def test_limit_leaves_held_out_text_whole(rows, split):
-    assert rows(split, limit=3) == rows(split)
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_a_limit_is_of_its_own_split(rows, split):
+    limits = {"train": "limit", "validation": "validation_limit"}
+    for of, limit in limits.items():
+        assert len(rows(split, **{limit: 3})) == (3 if of == split else 33)
 
 
-def test_limit_takes_packed_rows_of_the_seeded_permutation(rows):
-    whole = rows("train")
+@pytest.mark.parametrize(
+    ("split", "limit"), [("train", "limit"), ("validation", "validation_limit")]
+)
+def test_limits_take_packed_rows_of_the_seeded_permutation(rows, split, limit):
+    whole, few = rows(split), {limit: 3}
     order = np.random.default_rng(1).permutation(len(whole))
-    assert rows("train", limit=3) == [whole[number] for number in order[:3]]
-    assert rows("train", limit=3, seed=2) != rows("train", limit=3)
+    assert rows(split, **few) == [whole[number] for number in order[:3]]
+    assert rows(split, seed=2, **few) != rows(split, **few)
+    assert rows(split, seed=2, subsample_seed=1, **few) == rows(split, **few)
+
+
+def test_setups_share_what_their_recipes_have_in_common(tmp_path, monkeypatch):
+    """And no more: each has the rows that it would have alone."""
+    for split in ("train", "validation", "test"):
+        lines = [{"source": f"mill {i}", "target": f"Mill {i}."} for i in range(9)]
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (tmp_path / f"{split}.jsonl").write_text(text)
+    reads = []
+    load = prepare_module.load_examples
+    monkeypatch.setattr(
+        prepare_module, "load_examples", lambda *a: reads.append(a[1]) or load(*a)
+    )
+
+    def config(seed=1, **data):
+        data = DataConfig(path=str(tmp_path), max_length=32, **data)
+        train = TrainConfig(seed=seed, batch_size=4)
+        return Config(data=data, train=train, mesh=MeshConfig(data=1))
+
+    first = prepare(config())
+    few = {"limit": 4, "validation_limit": 2, "subsample_seed": 3}
+    recipes = [config(), config(seed=2), config(**few), config(seed=2, **few)]
+    setups = [first.of(recipe) for recipe in recipes]
+    for split in ("train", "validation", "test"):
+        rows = [setup.rows(split) for setup in setups]
+        assert rows[0] is rows[1] and rows[2] is rows[3]
+        assert (rows[0] is rows[2]) == (split == "test")
+        assert reads == [split]
+        alone = [prepare(recipe).rows(split).fingerprint for recipe in recipes]
+        assert [each.fingerprint for each in rows] == alone
+        reads.clear()
+    assert all(setup.backbone is first.backbone for setup in setups)
+    assert first.of(Config(mesh=MeshConfig(data=2))).mesh.size == 2
 
 
 def test_the_first_packed_rows(rows):

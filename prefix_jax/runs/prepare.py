@@ -23,7 +23,7 @@ from prefix_jax.data.tasks import (
     load_examples,
 )
 from prefix_jax.data.tokens import Row, encode_examples, separators, text_room
-from prefix_jax.data_config import Split
+from prefix_jax.data_config import DataConfig, Split
 from prefix_jax.errors import InputError
 from prefix_jax.learning.split import Params, folded
 from prefix_jax.mesh import make_mesh, replicated
@@ -68,24 +68,22 @@ class Setup:
     mesh: Mesh
     fingerprint: str
     """Identifies the backbone's configuration and weights."""
-    _rows: dict[tuple[Split, tuple[str, ...], int | None], Rows] = dataclasses.field(
+    _examples: dict[tuple, list[Example]] = dataclasses.field(
         default_factory=dict, repr=False
     )
-    """Those that were asked for, shared by all setups `of` this one."""
+    _rows: dict[tuple, Rows] = dataclasses.field(default_factory=dict, repr=False)
+    """Those that were asked for, by all that they depend on; shared by all setups `of`
+    this one. So are the examples."""
 
     def of(self, config: Config) -> "Setup":
-        """Another run on the same backbone, data and devices: nothing is loaded again.
+        """Another run; only what its recipe wants otherwise is loaded anew.
 
-        Raises ValueError for a recipe that needs others.
+        A recipe of another backbone or other devices shares nothing.
         """
-        mine, other = self.config, config.resolved()
-        for name in ("backbone", "data", "mesh"):
-            if getattr(mine, name) != getattr(other, name):
-                raise ValueError(f"the recipes differ in their {name}")
-        for name in ("seed", "batch_size", "accumulate"):
-            if getattr(mine.train, name) != getattr(other.train, name):
-                raise ValueError(f"the recipes differ in train.{name}")
-        return dataclasses.replace(self, config=other)
+        config = config.resolved()
+        if _foundation(config) != _foundation(self.config):
+            return prepare(config)
+        return dataclasses.replace(self, config=config)
 
     @property
     def pad_id(self) -> int:
@@ -102,21 +100,23 @@ class Setup:
         `limit`: only the first so many sources (of each prefix) with all of their
         references; in language modelling the first so many packed rows.
         """
-        asked = split, tuple(prefixes), limit
+        data, train = self.config.data, self.config.train
+        size = {"train": data.limit, "validation": data.validation_limit}.get(split)
+        seed = train.seed if data.subsample_seed is None else data.subsample_seed
+        whole = split, tuple(prefixes), _unlimited(data)
+        asked = *whole, train.batch_size, size, size and seed, limit
         if asked not in self._rows:
-            self._rows[asked] = self._load(split, prefixes, limit)
+            if data.task == "language_modelling":
+                self._rows[asked] = self._packed(split, size, seed, limit)
+            else:
+                if whole not in self._examples:
+                    self._examples[whole] = load_examples(data, split, prefixes)
+                examples = limit_examples(self._examples[whole], size, seed=seed)
+                self._rows[asked] = self._encoded(first_of_each(examples, limit))
         return self._rows[asked]
 
-    def _load(self, split: Split, prefixes: Sequence[str], limit: int | None) -> Rows:
+    def _encoded(self, examples: Sequence[Example]) -> Rows:
         config = self.config
-        if config.data.task == "language_modelling":
-            return self._packed(split, limit)
-        examples = load_examples(config.data, split, prefixes)
-        if split == "train":
-            examples = limit_examples(
-                examples, config.data.limit, seed=config.train.seed
-            )
-        examples = first_of_each(examples, limit)
         encoded = encode_examples(examples, self.tokenizer, config.data)
         buckets = config.data.buckets or choose_buckets(
             [len(row.tokens) for row in encoded.rows],
@@ -125,15 +125,14 @@ class Setup:
         )
         return Rows(encoded.rows, encoded.examples, str(encoded.report), buckets)
 
-    def _packed(self, split: Split, limit: int | None) -> Rows:
+    def _packed(
+        self, split: Split, size: int | None, seed: int, limit: int | None
+    ) -> Rows:
         config = self.config.data
         tokens = pack_documents(
             load_documents(config, split), self.tokenizer, config.max_length
         )
-        rows = packed_rows(tokens)
-        if split == "train":
-            rows = limit_examples(rows, config.limit, seed=self.config.train.seed)
-        rows = rows[:limit]
+        rows = limit_examples(packed_rows(tokens), size, seed=seed)[:limit]
         report = f"{len(rows):,} packed rows of {config.max_length} tokens"
         return Rows(rows, (), report, (config.max_length,))
 
@@ -210,11 +209,24 @@ def how_to_load(config: BackboneConfig, mesh: Mesh) -> Loading:
     return {"dtype": config.dtype, "remat": config.remat, "unroll": unroll}
 
 
+def _unlimited(data: DataConfig) -> DataConfig:
+    return dataclasses.replace(
+        data, limit=None, validation_limit=None, subsample_seed=None
+    )
+
+
+def _foundation(config: Config) -> tuple[BackboneConfig, int | None, Mesh]:
+    """What a backbone depends on as it lies on the devices."""
+    rows = config.train.batch_size // config.train.accumulate  # at a time
+    mesh = make_mesh(config.mesh, batch_size=rows)
+    seed = config.train.seed if config.backbone.weights == "random" else None
+    return config.backbone, seed, mesh
+
+
 def prepare(config: Config) -> Setup:
     """Load the backbone and its tokenizer, and lay out the devices."""
     config = config.resolved()
-    rows = config.train.batch_size // config.train.accumulate  # at a time
-    mesh = make_mesh(config.mesh, batch_size=rows)
+    _, _, mesh = _foundation(config)
     name = config.backbone.name
     how = how_to_load(config.backbone, mesh)
     if config.backbone.weights == "random":

@@ -140,6 +140,7 @@ class _Run:
         self.validate = Validator(setup, held_out, config.train.eval_batches)
         self.samples = SampleLog(setup, held_out, workdir)
         self.best: Validation  # from the checkpoint, or the validation at the start
+        self.since_best = 0  # validations
         self.seconds: float  # of the last checkpoint
 
         self.trained = count(trainable)
@@ -172,7 +173,7 @@ class _Run:
             if not restored:
                 self._validate(0, log, progress)
                 self._save(0, checkpoints, log, progress)
-            while step < steps and interrupt.signal is None:
+            while not self._finished(step) and interrupt.signal is None:
                 batch = next(self.batches)
                 self.state, metrics = self.step(
                     self.state, self.frozen, put_batch(batch, self.setup.mesh)
@@ -191,19 +192,32 @@ class _Run:
                     pending = None
                 if evaluate:
                     self._validate(step, log, progress)
-                if save:
+                if save or self._finished(step):
                     self._save(step, checkpoints, log, progress)
             if pending:
                 self._report(*pending, log, progress)
-            if interrupt.signal is not None and step < steps:
+            finished = self._finished(step)
+            if interrupt.signal is not None and not finished:
                 self._save(step, checkpoints, log, progress)
                 checkpoints.wait()
                 self.say(
                     f"stopped at step {step} of {steps}, saved; "
                     "run the same command again to go on"
                 )
+            if finished and start < step < steps:
+                self.say(
+                    f"stopped at step {step} of {steps}: no lower validation loss in "
+                    f"the last {self.since_best} (train.patience)"
+                )
         return Outcome(
-            step, self.best, self.trained, self.share, self.seconds, step >= steps
+            step, self.best, self.trained, self.share, self.seconds, finished
+        )
+
+    def _finished(self, step: int) -> bool:
+        """At the last step, or out of patience."""
+        config = self.config.train
+        return step >= config.steps or (
+            config.patience is not None and self.since_best >= config.patience
         )
 
     def _restore(self, checkpoints: Checkpoints, log: MetricsLog) -> bool:
@@ -216,6 +230,7 @@ class _Run:
         self.state, data_state, meta = restored
         self.batches.set_state(data_state)
         self.best = Validation(**meta["best"])
+        self.since_best = meta.get("since_best", 0)
         self.seconds = meta["seconds"]
         self.started -= self.seconds
         step = int(self.state.step)
@@ -223,7 +238,7 @@ class _Run:
         self._keep("last", {"step": step})
         log.truncate_after(step)
         self.samples.truncate_after(step)
-        if step < self.config.train.steps:
+        if not self._finished(step):
             self.say(f"going on from step {step} of {self.workdir}")
         else:
             self.say(f"{self.workdir} is already trained to step {step}")
@@ -248,8 +263,9 @@ class _Run:
             step, "validation", {"loss": result.loss, "perplexity": result.perplexity}
         )
         mark = ""
+        self.since_best += 1
         if step == 0 or result.loss < self.best.loss:
-            self.best, mark = result, "  best so far"
+            self.best, self.since_best, mark = result, 0, "  best so far"
             self._keep("best", {"validation_loss": result.loss, "step": step})
         progress.say(
             f"step {step:>6}  validation loss {result.loss:.4f}  "
@@ -275,7 +291,11 @@ class _Run:
             )
         log.flush()
         self.seconds = started - self.started
-        meta = {"best": dataclasses.asdict(self.best), "seconds": self.seconds}
+        meta = {
+            "best": dataclasses.asdict(self.best),
+            "since_best": self.since_best,
+            "seconds": self.seconds,
+        }
         checkpoints.save(step, self.state, self.batches.get_state(), meta)
         self._keep("last", {"step": step})
         progress.pause(time.monotonic() - started)

@@ -1,5 +1,6 @@
 """Runs that were stopped go on as if nothing had happened (law 8)."""
 
+import dataclasses
 import itertools
 import os
 import shutil
@@ -13,6 +14,7 @@ import pytest
 import prefix_jax.runs.train as train_module
 from prefix_jax.errors import InputError
 from prefix_jax.runs.train import train
+from prefix_jax.runs.validate import Validation, Validator
 from prefix_jax.storage.artifact import read_metadata
 from runs.support import Crash, lines, quiet
 
@@ -81,6 +83,43 @@ def test_interrupt_saves_and_says_how_to_go_on(config, tmp_path, monkeypatch):
     resumed = train(config, tmp_path, quiet())
     assert outcome.seconds >= 1000 and resumed.seconds > outcome.seconds
     assert train(config, tmp_path, quiet()).seconds == resumed.seconds
+
+
+def test_patience_stops_after_so_many_validations_without_a_lower_loss(
+    config, tmp_path, monkeypatch
+):
+    """Also where the run was stopped between them, and it stays stopped."""
+    losses = iter([5.0, 3.0, 4.0, 2.0, 2.0, 9.0, 9.0, 3.0, 1.0])
+
+    def measure(self, backbone, prefix, step=0, progress=None):
+        return Validation(step, next(losses), 1)
+
+    monkeypatch.setattr(Validator, "__call__", measure)
+    patient = dataclasses.replace(
+        config,
+        train=dataclasses.replace(
+            config.train, steps=50, patience=3, eval_every=2, checkpoint_every=3
+        ),
+    )
+    put_batch, calls = train_module.put_batch, []
+
+    def crash_at_tenth(batch, mesh):  # checkpoint of step 9: one of the three seen
+        calls.append(1)
+        if len(calls) == 10:
+            raise Crash
+        return put_batch(batch, mesh)
+
+    monkeypatch.setattr(train_module, "put_batch", crash_at_tenth)
+    with pytest.raises(Crash):
+        train(patient, tmp_path, quiet())
+    console = quiet()
+    for _ in range(2):
+        outcome = train(patient, tmp_path, console)
+        assert outcome.finished and outcome.step == 12 and outcome.best.step == 6
+    assert "stopped at step 12 of 50" in console.file.getvalue()
+    assert "already trained to step 12" in console.file.getvalue()
+    assert read_metadata(tmp_path / "last").scores == {"step": 12}
+    assert next(losses) == 3.0
 
 
 @pytest.mark.parametrize("step", [4, 7], ids=["midway", "at the end"])
