@@ -1,6 +1,7 @@
 """A run from its first step to its scores."""
 
 import dataclasses
+import time
 from pathlib import Path
 
 from rich.console import Console
@@ -22,6 +23,7 @@ class Trial:
     scores: Evaluation
     """Of the checkpoint with the lowest validation loss."""
     written: Written
+    scoring_seconds: float
 
 
 def run_trial(
@@ -35,7 +37,8 @@ def run_trial(
     outcome = train_prepared(setup, workdir, console)
     if not outcome.finished:
         return None
+    started = time.monotonic()
     backbone, prefix = load_result(workdir / "best", setup)
     scores, written = score(setup, backbone, prefix, split, "best", limit, console)
     write_evaluation(workdir, scores, written)
-    return Trial(outcome, scores, written)
+    return Trial(outcome, scores, written, time.monotonic() - started)
