@@ -61,12 +61,13 @@ class Section:
 
     def __post_init__(self):
         section = type(self).__name__.removesuffix("Config").lower()
-        for name, hint in _hints(type(self)).items():
+        for name, hint in hints(type(self)).items():
             check(f"{section}.{name}", getattr(self, name), hint)
 
 
 @functools.cache
-def _hints(kind: type) -> dict[str, Any]:
+def hints(kind: type) -> dict[str, Any]:
+    """The type hint of each field, with its bounds."""
     return get_type_hints(kind, include_extras=True)
 
 
@@ -98,6 +99,11 @@ def choices(hint: Any) -> tuple[Any, ...]:
     if get_origin(given) is tuple:
         return choices(get_args(given)[0])
     return get_args(given) if get_origin(given) is Literal else ()
+
+
+def is_tuple(hint: Any) -> bool:
+    """Whether a type hint takes several values."""
+    return get_origin(_parts(hint)[0]) is tuple
 
 
 def _parts(hint: Any) -> tuple[Any, Bounds, bool]:

@@ -21,6 +21,7 @@ usage: prefix-jax COMMAND ...
   evaluate [CONFIG] score what a run left behind: loss and the task's scores; without
                     CONFIG by the recipe that the run recorded in its --workdir
   compare CONFIG    train and score several methods side by side
+  sweep CONFIG      a grid of settings, data sizes and seeds; mean and spread of each
   report RUN...     one HTML page of runs: curves, scores, samples, attention, settings
   generate          write with stored prefixes, from prompts, a file or standard input
   inspect DIR       what a stored prefix is: size, backbone, scores, norms, attention
@@ -42,6 +43,7 @@ COMMANDS = {
     "train": "prefix_jax.cli_recipes:train",
     "evaluate": "prefix_jax.cli_recipes:evaluate",
     "compare": "prefix_jax.cli_recipes:compare",
+    "sweep": "prefix_jax.cli_recipes:sweep",
     "report": "prefix_jax.cli_recipes:report",
     "generate": "prefix_jax.cli_prefixes:generate",
     "inspect": "prefix_jax.cli_prefixes:inspect",

@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 
-from prefix_jax.checks import choices, describe
+from prefix_jax.checks import choices, describe, is_tuple
 from prefix_jax.errors import InputError, closest
 
 _Options = TypeVar("_Options")
@@ -50,6 +50,21 @@ def parse(
             f'{program}: "{rest[0]}" belongs to no option{hint} (see {program} --help)'
         )
     return options
+
+
+def parse_value(field: str, hint: Any, value: str, program: str) -> object:
+    """What `--field value` means for a field of this type hint, such as `train.steps`.
+
+    A field of several values takes one text with blanks between them. Raises InputError
+    as `parse`.
+    """
+    section, _, name = field.partition(".")
+    # A dataclass of just this field, so that other fields' checks have no say.
+    inner = dataclasses.make_dataclass("Inner", [(name, hint)])
+    outer = dataclasses.make_dataclass("Outer", [(section, inner)])
+    words = value.split() if is_tuple(hint) else [value]
+    option = f"--{field}".replace("_", "-")
+    return getattr(getattr(parse(outer, [option, *words], program), section), name)
 
 
 def asks_for_help(arguments: Sequence[str]) -> bool:

@@ -1,15 +1,17 @@
-"""The commands that take a recipe: train, evaluate, compare; `report` on their runs."""
+"""Commands that take a recipe: train, evaluate, compare, sweep; `report` on runs."""
 
 import dataclasses
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
 import tyro
 
-from prefix_jax.cli_options import asks_for_help, parse
-from prefix_jax.config import Config
-from prefix_jax.errors import InputError
+from prefix_jax.checks import Positive, Seed
+from prefix_jax.cli_options import asks_for_help, parse, parse_value
+from prefix_jax.config import FIELDS, Config
+from prefix_jax.errors import InputError, closest
 from prefix_jax.recipe import load_recipe
 from prefix_jax.runs.interrupt import INTERRUPTED
 
@@ -70,6 +72,38 @@ class Compare(Config):
     full_learning_rate: float | None = None
     """Learning rate of `full`; None: its default. So is the next."""
     top2_learning_rate: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep(Config):
+    """Train and score a recipe over a grid of settings; tabulate mean and spread.
+
+    The same command again goes on where it stopped. For example, what the paper does
+    with little data:
+
+    prefix-jax sweep configs/e2e_tiny.py --data.path DIR --sizes 50 100 200 500
+    --subsamples 5 --seeds 101 102 --grid train.method prefix full --train.patience 3
+    """
+
+    workdir: Path = Path("runs/sweep")
+    """Folder with one run for each cell, sweep.json and sweep.png."""
+    grid: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()
+    """FIELD VALUE ...: any setting of a recipe, such as prefix.length 1 10 20; several
+    of them are combined. Methods and kinds of prefix that are not the recipe's learn at
+    their default rate, unless optim.learning_rate is in the grid."""
+    sizes: tuple[Positive, ...] = ()
+    """Training examples (data.limit), each with a dev set of 30 % as many unless
+    data.validation_limit is set."""
+    subsamples: Positive | None = None
+    """Average over so many subsamples of the training split, the same at all points."""
+    seeds: tuple[Seed, ...] = ()
+    """Average over these (train.seed)."""
+    split: Literal["validation", "test"] = "test"
+    """What is scored, with the best checkpoint by validation loss."""
+    limit: int | None = None
+    """Write texts for the first so many sources only."""
+    dry_run: bool = False
+    """Only print the cells, as options of train, and their number."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,6 +183,49 @@ def compare(arguments: list[str]) -> int:
         limit=options.limit,
     )
     return INTERRUPTED if rows is None else 0
+
+
+def sweep(arguments: list[str]) -> int:
+    options = _with_recipe(Sweep, "sweep", arguments)
+    grid = _grid(options.grid)
+    from prefix_jax.runs.sweep import sweep
+
+    points = sweep(
+        _config(options),
+        options.workdir,
+        grid=grid,
+        sizes=options.sizes,
+        subsamples=options.subsamples,
+        seeds=options.seeds,
+        split=options.split,
+        limit=options.limit,
+        dry_run=options.dry_run,
+    )
+    if points is None:
+        return INTERRUPTED
+    return 1 if any(point.failed for point in points) else 0
+
+
+def _grid(given: Sequence[Sequence[str]]) -> dict[str, list[object]]:
+    """Typed values by field, of what followed each --grid."""
+    grid: dict[str, list[object]] = {}
+    for words in given:
+        if len(words) < 2:
+            raise InputError(
+                f'--grid is "{" ".join(words)}"; expected a field and its values, '
+                "such as --grid prefix.length 1 10 20"
+            )
+        given_name, *values = words
+        field = given_name.replace("-", "_")
+        if field not in FIELDS:
+            raise InputError(
+                f'--grid: a recipe has no "{given_name}"{closest(field, FIELDS)}'
+            )
+        for value in values:
+            grid.setdefault(field, []).append(
+                parse_value(field, FIELDS[field], value, "prefix-jax sweep --grid")
+            )
+    return grid
 
 
 def report(arguments: list[str]) -> int:

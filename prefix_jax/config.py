@@ -6,7 +6,7 @@ field's standard terms; units stand in the comments.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from prefix_jax.checks import (
     Above,
@@ -18,6 +18,7 @@ from prefix_jax.checks import (
     Seed,
     Share,
     Size,
+    hints,
 )
 from prefix_jax.data_config import DataConfig
 from prefix_jax.errors import InputError, closest
@@ -272,9 +273,9 @@ class Config:
         return cls(**made)
 
 
-FIELDS: tuple[str, ...] = tuple(
-    f"{section}.{field}"
-    for section, fields in Config().to_dict().items()
-    for field in fields
-)
-"""The name of every value of a recipe, such as `prefix.length`."""
+FIELDS: Mapping[str, Any] = {
+    f"{section.name}.{field}": hint
+    for section in dataclasses.fields(Config)
+    for field, hint in hints(type(section.default)).items()
+}
+"""The type hint of every value of a recipe, by name, such as `prefix.length`."""

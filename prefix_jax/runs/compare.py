@@ -15,9 +15,9 @@ from prefix_jax.runs.evaluate import check_limit, score
 from prefix_jax.runs.evaluation import Evaluation, counted, write_evaluation
 from prefix_jax.runs.prepare import prepare
 from prefix_jax.runs.record import check_folder, check_run
-from prefix_jax.runs.result import load_result, stored_bytes
+from prefix_jax.runs.result import stored_bytes
 from prefix_jax.runs.samples import spread
-from prefix_jax.runs.train import train_prepared
+from prefix_jax.runs.trial import run_trial
 from prefix_jax.runs.validate import Written
 from prefix_jax.scoring.metrics import metrics_of, show
 from prefix_jax.storage.files import write_json
@@ -88,18 +88,17 @@ def compare(
         console.rule(LABELS[method])
         tuned = method != "none"
         setup = loaded.of(configs[method])
-        outcome = train_prepared(setup, workdir / method, console) if tuned else None
-        if outcome is not None and not outcome.finished:
-            return None
-        backbone, prefix = (
-            load_result(workdir / method / "best", setup)
-            if tuned
-            else (setup.backbone, None)
-        )
-        scores, texts[method] = score(
-            setup, backbone, prefix, split, "best" if tuned else "none", limit, console
-        )
-        write_evaluation(workdir / method, scores, texts[method])
+        outcome = None
+        if tuned:
+            trial = run_trial(setup, workdir / method, split, limit, console)
+            if trial is None:
+                return None
+            outcome, scores, texts[method] = trial.outcome, trial.scores, trial.written
+        else:
+            scores, texts[method] = score(
+                setup, setup.backbone, None, split, "none", limit, console
+            )
+            write_evaluation(workdir / method, scores, texts[method])
         found = "".join(f", {one}" for one in _main_score(scores))
         console.print(f"{split} loss {scores.loss:.4f}{found}", highlight=False)
         rows.append(

@@ -26,12 +26,13 @@ from rich.console import Console
 from prefix_jax.config import Config
 from prefix_jax.data.batches import train_batches
 from prefix_jax.errors import InputError
-from prefix_jax.learning.optim import make_optimizer, make_schedule
+from prefix_jax.learning.optim import make_schedule
 from prefix_jax.learning.split import Params, count, finite, folded, merge, split
-from prefix_jax.learning.step import TrainState, init_train_state, make_train_step
+from prefix_jax.learning.step import TrainState, init_train_state
 from prefix_jax.mesh import put_batch, replicated
 from prefix_jax.runs.interrupt import Interrupt
 from prefix_jax.runs.prepare import Setup, prepare
+from prefix_jax.runs.programs import train_program
 from prefix_jax.runs.progress import TrainingProgress
 from prefix_jax.runs.record import alone_in, check_folder, check_run, write_record
 from prefix_jax.runs.result import save_result
@@ -119,14 +120,13 @@ class _Run:
         }
         params = setup.initial_params(rows)
         trainable, frozen = split(params, config.train.method)
-        optimizer = make_optimizer(config.optim, config.train.steps)
+        optimizer, self.step = train_program(config, setup.mesh)
         key = jax.random.key(config.train.seed)
         whole = replicated(setup.mesh)
         self.state: TrainState = jax.device_put(
             init_train_state(trainable, optimizer, key), whole
         )
         self.frozen: Params = jax.device_put(frozen, whole)
-        self.step = make_train_step(optimizer, config.train, setup.mesh)
         self.schedule = make_schedule(config.optim, config.train.steps)
         self.batches = train_batches(
             rows.rows,

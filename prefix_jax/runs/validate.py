@@ -17,11 +17,11 @@ from prefix_jax.data.tokens import encode_labels, encode_prompts, truncate_promp
 from prefix_jax.data_config import label_words
 from prefix_jax.decoding.generate import generate
 from prefix_jax.errors import InputError
-from prefix_jax.learning.step import make_eval_step
 from prefix_jax.mesh import put_batch
 from prefix_jax.model.gpt2 import GPT2
 from prefix_jax.model.kv import KV
 from prefix_jax.runs.prepare import Rows, Setup
+from prefix_jax.runs.programs import eval_program
 from prefix_jax.scoring.labels import label_probabilities
 
 
@@ -58,7 +58,7 @@ class Validator:
         if prefixes:
             numbers = {name: number for number, name in enumerate(prefixes)}
             self._ids = [numbers[str(row.prefix)] for row in held_out.rows]
-        self._step = make_eval_step(setup.mesh)
+        self._step = eval_program(setup.mesh)
         rows = eval_batches(
             held_out.rows,
             batch_size=self._batch_size,

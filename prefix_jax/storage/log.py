@@ -6,6 +6,7 @@
 Numbers are finite or null. `loss` is in nats per target token.
 """
 
+import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,14 +18,12 @@ import numpy as np
 
 from prefix_jax.errors import InputError
 from prefix_jax.storage.files import write_text
+from prefix_jax.storage.pictures import COLOURS, GREY, picture
 
 Split = Literal["train", "validation"]
 Line = dict[str, Any]
 
 _NAME = "metrics.jsonl"
-# Okabe and Ito's colours: told apart with any kind of colour vision.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_GREY = "#555555"
 
 
 class MetricsLog:
@@ -108,20 +107,12 @@ def plot_curves(
     logs = {label: read_metrics(workdir) for label, workdir in workdirs.items()}
     if not any(logs.values()):
         return None
-    # Imported here: it takes a while, and most commands draw nothing.
-    import matplotlib.style
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    # The user's own style (a dark one, say) and pyplot's global state stay out of it.
-    with matplotlib.style.context("default"):
-        figure = Figure(figsize=(7.5, 4.5), layout="constrained")
-        FigureCanvasAgg(figure)
-        axes = figure.subplots()
-        for colour, (label, log) in zip(_cycle(len(logs)), logs.items(), strict=True):
+    with picture(path) as axes:
+        for colour, (label, log) in zip(
+            itertools.cycle(COLOURS), logs.items(), strict=False
+        ):
             _draw_loss(axes, log, label, colour)
         _finish(axes, several=len(logs) > 1)
-        figure.savefig(path, dpi=150)
     return path
 
 
@@ -144,7 +135,7 @@ def _draw_loss(axes, log: Sequence[Line], label: str, colour: str) -> None:
 
 
 def _finish(axes, *, several: bool) -> None:
-    colour = _GREY if several else _COLOURS[0]
+    colour = GREY if several else COLOURS[0]
     runs = axes.get_legend_handles_labels() if several else ([], [])
     (smooth,) = axes.plot([], [], color=colour, linewidth=1.8)
     (points,) = axes.plot(
@@ -155,15 +146,8 @@ def _finish(axes, *, several: bool) -> None:
         [*runs[1], "training (moving average)", "validation"],
         frameon=False,
     )
-    axes.grid(color="#e5e5e5", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("loss (nats per target token)")
-
-
-def _cycle(number: int) -> Iterator[str]:
-    return (_COLOURS[i % len(_COLOURS)] for i in range(number))
 
 
 def _series(

@@ -1,0 +1,175 @@
+"""What a sweep found: means and spreads of its points, as a table and a picture."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from prefix_jax.data_config import Split
+from prefix_jax.runs.grid import Cell, Values
+from prefix_jax.scoring.metrics import NAMES, show
+from prefix_jax.storage.pictures import Point as Mark
+from prefix_jax.storage.pictures import plot_points
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """How a cell ended."""
+
+    numbers: Mapping[str, float]
+    """`validation_loss`, `loss` on the split scored, the task's scores; {}: failed."""
+    step: int = 0
+    """Of the checkpoint that is scored: the best on the validation split."""
+    trained: int = 0
+    """Numbers trained."""
+    seconds: float = 0.0
+    """Of training and its validations, over all calls that it took."""
+    scoring_seconds: float = 0.0
+    failed: str | None = None
+    """Why there are no numbers."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """All cells that differ in subsample and seed only."""
+
+    values: Values
+    n: int
+    """Cells that means and deviations are of."""
+    failed: int
+    mean: Mapping[str, float]
+    std: Mapping[str, float | None]
+    """Sample standard deviation; None where n is 1."""
+    chosen: bool
+    """Of the points with its method and data size, it has the lowest mean validation
+    loss; False where one of its cells failed, or there is no other."""
+
+
+def summarise(cells: Sequence[tuple[Cell, Result]]) -> list[Point]:
+    """The points of a sweep, in its order."""
+    groups: dict[tuple, list[Result]] = {}
+    for cell, result in cells:
+        groups.setdefault(tuple(cell.point.items()), []).append(result)
+    points = [_point(dict(values), results) for values, results in groups.items()]
+    rivals: dict[tuple, list[Point]] = {}
+    for point in points:
+        key = point.values.get("train.method"), point.values.get("data.limit")
+        rivals.setdefault(key, []).append(point)
+    best = [
+        min(
+            (point for point in group if not point.failed),
+            key=lambda point: _sortable(point.mean["validation_loss"]),
+            default=None,
+        )
+        for group in rivals.values()
+        if len(group) > 1
+    ]
+    return [
+        dataclasses.replace(point, chosen=any(point is one for one in best))
+        for point in points
+    ]
+
+
+def _point(values: Values, results: Sequence[Result]) -> Point:
+    done = [result.numbers for result in results if result.failed is None]
+    columns = {
+        name: [numbers[name] for numbers in done] for name in (done[0] if done else ())
+    }
+    return Point(
+        values=values,
+        n=len(done),
+        failed=len(results) - len(done),
+        mean={name: float(np.mean(column)) for name, column in columns.items()},
+        std={
+            name: float(np.std(column, ddof=1)) if len(column) > 1 else None
+            for name, column in columns.items()
+        },
+        chosen=False,
+    )
+
+
+def print_summary(points: Sequence[Point], split: Split, console: Console) -> None:
+    """A table with a row for each point."""
+    fields = _fields(points)
+    names = next((list(point.mean) for point in points if point.n), [])
+    table = Table(title=f"{split} split, best checkpoint by validation loss")
+    for field in fields:
+        table.add_column(field)
+    table.add_column("n", justify="right")
+    for name in names:
+        table.add_column(_title(name, split), justify="right")
+    for point in points:
+        table.add_row(
+            *(_text(point.values[f]) if f in point.values else "" for f in fields),
+            f"{point.n} of {point.n + point.failed}" if point.failed else f"{point.n}",
+            *(_spread(name, point) if point.n else "failed" for name in names),
+            style="bold" if point.chosen else None,
+        )
+    table.caption = "mean ± sample standard deviation of n runs"
+    if any(point.chosen for point in points):
+        table.caption += "; bold: lowest validation loss of its method and data size"
+    console.print(table)
+
+
+def plot_summary(points: Sequence[Point], split: Split, path: Path) -> Path | None:
+    """The first score (or the loss) over data size, or over the first numeric field.
+
+    None if no field has two numbers.
+    """
+    done = [point for point in points if point.n]
+    x = next((field for field in _fields(done) if _numeric(field, done)), None)
+    if x is None:
+        return None
+    [_, *names] = done[0].mean  # the validation loss stands first
+    name = names[-1] if len(names) == 1 else names[1]
+    lines: dict[str, list[Mark]] = {}
+    for point in done:
+        others = [_text(v) for field, v in point.values.items() if field != x]
+        value = point.values.get(x)
+        mark = Mark(
+            float(value) if isinstance(value, int | float) else None,
+            point.mean[name],
+            point.std[name] or 0.0,
+        )
+        lines.setdefault(", ".join(others), []).append(mark)
+    label = _title(name, split)
+    return plot_points(lines, path, x_label=x, y_label=f"{label} (mean ± deviation)")
+
+
+def _fields(points: Sequence[Point]) -> list[str]:
+    """Data size first, then in the order of the grid."""
+    fields = dict.fromkeys(field for point in points for field in point.values)
+    return sorted(fields, key=lambda field: field != "data.limit")
+
+
+def _numeric(field: str, points: Sequence[Point]) -> bool:
+    values = {point.values[field] for point in points if field in point.values}
+    numbers = [
+        v for v in values if isinstance(v, int | float) and not isinstance(v, bool)
+    ]
+    return len(numbers) == len(values) > 1
+
+
+def _title(name: str, split: Split) -> str:
+    own = {"validation_loss": "validation loss", "loss": f"{split} loss"}
+    return own[name] if name in own else f"{split} {NAMES[name]}"
+
+
+def _spread(name: str, point: Point) -> str:
+    mean, std = point.mean[name], point.std[name]
+
+    def text(value: float) -> str:
+        return show(name, value).split()[-1] if name in NAMES else f"{value:.3f}"
+
+    return text(mean) if std is None else f"{text(mean)} ± {text(std)}"
+
+
+def _text(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _sortable(value: float) -> float:
+    return value if np.isfinite(value) else np.inf
