@@ -87,7 +87,11 @@ def sweep(
             loaded.of, config, cell, workdir / cell.name, split, limit, console
         )
         if result is None:
-            console.print(f"{number - 1} of {len(cells)} cells are done")
+            console.print(
+                f"{number - 1} of {len(cells)} cells are done; "
+                "run the same command again to go on",
+                highlight=False,
+            )
             return None
         results.append((cell, result))
         _write(workdir, split, limit, len(cells), results)
