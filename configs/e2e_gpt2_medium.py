@@ -8,6 +8,16 @@ Prefix length 5, the MLP of width 512, AdamW at 8e-5 with linear decay and no wa
 length penalty"), GPT-2's two newline tokens barred. The paper's least length of 5
 counted the prompt, so it is left out.
 
+The paper's low-data protocol, but for the 400 steps of size 500 (a command of its own,
+with another DIR); how long it waits before it stops early is ours:
+
+    prefix-jax sweep configs/e2e_gpt2_medium.py --data.path FOLDER --workdir DIR \\
+        --sizes 50 100 200 --subsamples 5 --seeds 101 102 \\
+        --grid train.method prefix full --grid optim.learning_rate 1e-5 5e-5 8e-5 \\
+        --prefix.length 6 --prefix.init words --prefix.words table-to-text: \\
+        --optim.warmup-steps 100 --train.steps 200 \\
+        --train.eval-every 20 --train.patience 5
+
 Score reached: not measured; the paper's arXiv v1 reports test BLEU 69.7 with beam 5.
 Written for one accelerator of 16 GB; of several, as many share the batch as divide it.
 """

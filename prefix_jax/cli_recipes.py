@@ -101,7 +101,7 @@ class Sweep(Config):
     split: Literal["validation", "test"] = "test"
     """What is scored, with the best checkpoint by validation loss."""
     limit: int | None = None
-    """Write texts for the first so many sources only."""
+    """Score the first so many sources only, each with all of its references."""
     dry_run: bool = False
     """Only print the cells, as options of train, and their number."""
 

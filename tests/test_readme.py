@@ -51,11 +51,12 @@ def test_commands_run_in_order(tmp_path, monkeypatch, capsys):
             "train": fewer,
             "evaluate": [*fewer, "--limit", "2"],
             "compare": [*fewer, "--limit", "2"],
+            "sweep": ["--dry-run"],  # tests/runs/test_sweep.py runs one
         }.get(arguments[0], [])
         with pytest.raises(SystemExit) as exit:
             main([*arguments, *extra])
         assert exit.value.code == 0, (command, capsys.readouterr().err)
-    shown = {"compare", "train", "evaluate", "report", "generate", "inspect"}
+    shown = {"compare", "sweep", "train", "evaluate", "report", "generate", "inspect"}
     assert shown | {"export", "shorten"} <= set(run)
 
 

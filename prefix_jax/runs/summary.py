@@ -97,10 +97,10 @@ def print_summary(points: Sequence[Point], split: Split, console: Console) -> No
     names = next((list(point.mean) for point in points if point.n), [])
     table = Table(title=f"{split} split, best checkpoint by validation loss")
     for field in fields:
-        table.add_column(field)
+        table.add_column(field.replace(".", ".\n"))
     table.add_column("n", justify="right")
     for name in names:
-        table.add_column(_title(name, split), justify="right")
+        table.add_column(_title(name, split), justify="right", overflow="fold")
     for point in points:
         table.add_row(
             *(_text(point.values[f]) if f in point.values else "" for f in fields),
@@ -135,8 +135,9 @@ def plot_summary(points: Sequence[Point], split: Split, path: Path) -> Path | No
             point.std[name] or 0.0,
         )
         lines.setdefault(", ".join(others), []).append(mark)
-    label = _title(name, split)
-    return plot_points(lines, path, x_label=x, y_label=f"{label} (mean ± deviation)")
+    label = name if name == "loss" else _title(name, split)
+    title = f"{label}, {split} split (mean ± standard deviation)"
+    return plot_points(lines, path, x_label=x, y_label=title)
 
 
 def _fields(points: Sequence[Point]) -> list[str]:
@@ -154,8 +155,8 @@ def _numeric(field: str, points: Sequence[Point]) -> bool:
 
 
 def _title(name: str, split: Split) -> str:
-    own = {"validation_loss": "validation loss", "loss": f"{split} loss"}
-    return own[name] if name in own else f"{split} {NAMES[name]}"
+    own = {"validation_loss": "val. loss", "loss": f"{split} loss"}
+    return own[name] if name in own else NAMES[name]
 
 
 def _spread(name: str, point: Point) -> str:
@@ -164,7 +165,8 @@ def _spread(name: str, point: Point) -> str:
     def text(value: float) -> str:
         return show(name, value).split()[-1] if name in NAMES else f"{value:.3f}"
 
-    return text(mean) if std is None else f"{text(mean)} ± {text(std)}"
+    # Where there is no room, the deviation is on a line of its own.
+    return text(mean) if std is None else f"{text(mean)} ±\N{NO-BREAK SPACE}{text(std)}"
 
 
 def _text(value: object) -> str:

@@ -62,7 +62,7 @@ def sweep(
     subsamples: so many seeded subsamples of each size (`data.subsample_seed` from 1),
         the same for all points.
     seeds: `train.seed` of the repeats; (): the recipe's.
-    limit: write texts for the first so many sources only.
+    limit: score the first so many sources only.
     dry_run: only print the cells; gives [].
 
     Each cell is scored on `split` with its best checkpoint by validation loss. The same
@@ -87,7 +87,11 @@ def sweep(
             loaded.of, config, cell, workdir / cell.name, split, limit, console
         )
         if result is None:
-            console.print(f"{number - 1} of {len(cells)} cells are done")
+            console.print(
+                f"{number - 1} of {len(cells)} cells are done; "
+                "run the same command again to go on",
+                highlight=False,
+            )
             return None
         results.append((cell, result))
         _write(workdir, split, limit, len(cells), results)

@@ -31,8 +31,8 @@ def run_trial(
 ) -> Trial | None:
     """Train in `workdir`, or go on there, and score the best checkpoint on `split`.
 
-    Writes what `train` and `write_evaluation` do. `limit`: write texts for the first so
-    many sources only. None if training was interrupted.
+    Writes what `train` and `write_evaluation` do. `limit`: score the first so many
+    sources only. None if training was interrupted.
     """
     outcome = train_prepared(setup, workdir, console)
     if not outcome.finished:
