@@ -106,6 +106,11 @@ def is_tuple(hint: Any) -> bool:
     return get_origin(_parts(hint)[0]) is tuple
 
 
+def words(value: object) -> list[str]:
+    """A value as the words that follow its option on a command line."""
+    return [*map(str, value)] if isinstance(value, list | tuple) else [str(value)]
+
+
 def _parts(hint: Any) -> tuple[Any, Bounds, bool]:
     """(type, bounds, whether None is taken) of `Annotated[...] | None`."""
     bounds, optional = Bounds(), False

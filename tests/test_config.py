@@ -64,7 +64,7 @@ def test_a_typo_in_a_choice_is_refused_and_every_choice_is_taken(kind, name, val
 
 def test_a_typo_in_a_list_of_choices_is_refused():
     with pytest.raises(InputError, match=r'score.metrics\[1\] is "blue".*"bleu"\?'):
-        ScoreConfig(metrics=("ter", "blue"))  # type: ignore
+        ScoreConfig(metrics=("ter", "blue"))
 
 
 @pytest.mark.parametrize(

@@ -167,6 +167,8 @@ class GPT2(nnx.Module):
             positions = self._positions(prefix, rows, length, after)
         if caches and (set(self.stack_sizes) != {1} or collect or observe):
             raise ValueError("caches are for a plain pass through unrolled layers")
+        if mask is not None and any(cache.start is not None for cache in caches):
+            raise ValueError("of tokens that go to a cache, its own mask tells")
         own_mask = causal_mask(length, mask)
         prefix_layers = None
         if prefix is not None:

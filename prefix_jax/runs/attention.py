@@ -36,28 +36,30 @@ def find_backbone(
     metadata: Metadata,
     backbone: str | None = None,
     load: Callable[..., GPT2] = load_backbone,
-) -> tuple[GPT2 | None, str]:
-    """The backbone of the prefix in `folder`, or None, and how that went.
+) -> tuple[GPT2 | None, KV | None, str]:
+    """The backbone of the prefix in `folder` with the prefix, or None, and how it went.
 
     `backbone`: name or folder; None: as the prefix says. Raises InputError for one that
     is given and cannot be loaded.
     """
     name = backbone or metadata.backbone_name
     if not name:
-        return None, "not looked for: the prefix does not name it (--backbone NAME)"
+        how = "not looked for: the prefix does not name it (--backbone NAME)"
+        return None, None, how
     try:
         model = load(name, dtype=metadata.backbone_dtype or "float32")
     except InputError as error:
         if backbone is not None:
             raise
-        return None, f"could not be loaded: {error}"
+        return None, None, f"could not be loaded: {error}"
     try:
-        load_prefix(folder, model, backbone_fingerprint=fingerprint(model))
+        prefix = load_prefix(folder, model, backbone_fingerprint=fingerprint(model))
     except InputError as error:
-        return None, f"another one: {error}"
+        return None, None, f"another one: {error}"
     if metadata.backbone_fingerprint is None:
-        return model, "of the same shape (the prefix does not know its weights)"
-    return model, "the same, by its fingerprint"
+        how = "of the same shape (the prefix does not know its weights)"
+        return model, prefix, how
+    return model, prefix, "the same, by its fingerprint"
 
 
 def read_with(model: GPT2, kv: KV, rows: Sequence[Row]) -> Read:

@@ -13,7 +13,7 @@ from rich.table import Table as RichTable
 from prefix_jax.data.tasks import Split
 from prefix_jax.runs.validate import Written
 from prefix_jax.scoring.classes import ClassReport
-from prefix_jax.scoring.metrics import NAMES, show
+from prefix_jax.scoring.metrics import NAMES, show, show_value
 from prefix_jax.storage.files import write_json, write_text
 
 LARGEST_TABLE = 12
@@ -150,7 +150,7 @@ def subset_table(result: Evaluation) -> Table:
 
 
 def _values(scores: Mapping[str, int | float], names: Mapping[str, float]) -> list[str]:
-    return [show(name, scores[name]).split()[-1] for name in names]
+    return [show_value(name, scores[name]) for name in names]
 
 
 def class_table(report: ClassReport) -> Table:

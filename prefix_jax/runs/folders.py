@@ -83,9 +83,14 @@ class Run:
     @property
     def left(self) -> tuple[int, int] | None:
         """Steps done and wanted, where the run has not reached its end."""
-        wanted = self.config.get("train", {}).get("steps")
+        train = self.config.get("train", {})
+        wanted, patience = train.get("steps"), train.get("patience")
         if wanted is None or self.alone:
             return None
+        if patience is not None and self.best is not None:
+            later = [line for line in self.log if line["step"] > self.best[0]]
+            if sum(line["split"] == "validation" for line in later) >= patience:
+                return None
         done = max((line["step"] for line in self.log), default=0)
         # The last steps are in the log only where log_every divides them, but the
         # validation at the end always is.

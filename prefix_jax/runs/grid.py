@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from urllib.parse import quote
 
-from prefix_jax.checks import Positive, Seed, check
+from prefix_jax.checks import Positive, Seed, check, words
 from prefix_jax.config import FIELDS, Config
 from prefix_jax.errors import InputError, closest
 
@@ -32,7 +32,7 @@ class Cell:
     def name(self) -> str:
         """Of its folder; no two points have the same."""
         return ",".join(
-            f"{field}={'+'.join(quote(word, safe='') for word in _words(value))}"
+            f"{field}={'+'.join(quote(word, safe='') for word in words(value))}"
             for field, value in {**self.point, **self.repeat}.items()
         )
 
@@ -143,13 +143,9 @@ def _implied(config: Config, point: Values, sizes: bool) -> Values:
     return implied
 
 
-def _words(value: object) -> list[str]:
-    return [str(v) for v in value] if isinstance(value, tuple) else [str(value)]
-
-
 def _option(field: str, value: object) -> list[str]:
     option = field.replace("_", "-")
     if FIELDS[field] is bool:
         section, _, name = option.partition(".")
         return [f"--{option}" if value else f"--{section}.no-{name}"]
-    return [f"--{option}", *map(shlex.quote, _words(value))]
+    return [f"--{option}", *map(shlex.quote, words(value))]

@@ -83,10 +83,10 @@ def inspect_prefix(
     tensor = read_stored(folder, metadata, shape)
     texts = tuple(texts) or (TEXT,)
 
-    model, problem = find_backbone(folder, metadata, backbone)
-    kv = own = None
-    if model is not None or metadata.kind == "prefix":
-        kv = stored_kv(tensor, metadata, shape, model)
+    model, kv, problem = find_backbone(folder, metadata, backbone)
+    own = None
+    if kv is None and metadata.kind == "prefix":
+        kv = stored_kv(tensor, metadata, shape, None)
     if model is not None and kv is not None:
         own = _read(model, kv, texts, backbone or metadata.backbone_name or "")
     numbers = tensor.size

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from prefix_jax.checks import words
 from prefix_jax.config import Config
 from prefix_jax.runs.compare import LABELS
 from prefix_jax.runs.evaluation import Table
@@ -55,9 +56,7 @@ def evaluation_label(run: Run, which: str) -> str:
 
 def setting(value: Any) -> str:
     """A setting as one would write it after its option."""
-    if isinstance(value, list | tuple):
-        return " ".join(map(str, value)) or "()"
-    return str(value)
+    return " ".join(words(value)) or "()"
 
 
 def missing(runs: Sequence[Run]) -> Iterator[Missing]:

@@ -25,7 +25,6 @@ from prefix_jax.runs.charts import Curve, loss_chart, mark
 from prefix_jax.runs.folders import Run, find_runs, read_written
 from prefix_jax.runs.samples import spread
 from prefix_jax.runs.score_tables import detail_tables, score_table
-from prefix_jax.storage.artifact import load_prefix
 from prefix_jax.storage.checkpoint import library_versions
 from prefix_jax.storage.files import write_text
 from prefix_jax.storage.metadata import holds_prefix, read_metadata
@@ -33,10 +32,8 @@ from prefix_jax.storage.metadata import holds_prefix, read_metadata
 GENERATOR = '<meta name="generator" content="prefix-jax report">'
 """How a page of ours is known."""
 
-
 SHOWN_REFERENCES = 3
 """Of a source; the others are folded away."""
-
 
 MUCH = 0.66
 """Above this share a cell's number is written in the other ink (report.css)."""
@@ -169,16 +166,13 @@ def _attention(run: Run, number: int, load: Callable[..., GPT2]) -> Attention:
         note = f"not measured: {best} holds no prefix (yet)"
         return Attention(run.label, (), note)
     metadata = read_metadata(best)
-    model, found = find_backbone(best, metadata, load=load)
-    if model is None:
+    model, prefix, found = find_backbone(best, metadata, load=load)
+    if model is None or prefix is None:
         return Attention(run.label, (), f"not measured: the backbone {found}")
     lines = _sources(run, number)
     if not lines or not run.config:
         note = "not measured: there is no text to read (prefix-jax evaluate writes it)"
         return Attention(run.label, (), note)
-    prefix = load_prefix(
-        best, model, backbone_fingerprint=metadata.backbone_fingerprint
-    )
     room = model.config.n_positions - prefix.position_offset
     try:
         rows = _rows(run, lines, room, str(metadata.backbone_name))

@@ -13,7 +13,7 @@ from prefix_jax.runs.evaluation import (
 )
 from prefix_jax.runs.folders import Run
 from prefix_jax.runs.page import NOTHING, evaluation_label, setting
-from prefix_jax.scoring.metrics import NAMES, show
+from prefix_jax.scoring.metrics import NAMES, show_value
 
 
 def score_table(runs: Sequence[Run]) -> tuple[Table, list[tuple[str, int]]]:
@@ -109,4 +109,4 @@ def _score(one: Evaluation, name: str) -> str:
     value = one.scores.get(name)
     if value is None:
         return NOTHING
-    return show(name, value).split()[-1] if name in NAMES else f"{value:.3f}"
+    return show_value(name, value)

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from prefix_jax.errors import InputError
 from prefix_jax.runs.inspect import Inspection
+from prefix_jax.storage.pictures import figure
 
 BAR = 16
 """Characters of a full bar."""
@@ -50,31 +51,23 @@ def plot_mass(found: Inspection, path: Path) -> None:
                 else f" (backbone: {found.backbone_found})"
             )
         )
-    # Imported here: it takes a while, and most commands draw nothing.
-    import matplotlib.style
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    with matplotlib.style.context("default"):
-        size = (2.5 + 0.4 * len(rows[0]), 1.8 + 0.3 * len(rows))
-        figure = Figure(figsize=size, layout="constrained")
-        FigureCanvasAgg(figure)
-        axes = figure.subplots()
-        image = axes.imshow(rows, vmin=0.0, vmax=1.0, cmap="viridis", aspect="auto")
-        axes.set(
-            xlabel="head",
-            ylabel="layer",
-            xticks=range(len(rows[0])),
-            yticks=range(len(rows)),
-        )
-        figure.colorbar(image, label="share of attention paid to the prefix")
-        try:
-            figure.savefig(path, dpi=150, format=path.suffix[1:] or "png")
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"cannot write the picture {path}: {error}; give a file such as "
-                "mass.png in a folder that exists"
-            ) from None
+    size = (2.5 + 0.4 * len(rows[0]), 1.8 + 0.3 * len(rows))
+    try:
+        with figure(path, size) as drawn:
+            axes = drawn.subplots()
+            image = axes.imshow(rows, vmin=0.0, vmax=1.0, cmap="viridis", aspect="auto")
+            axes.set(
+                xlabel="head",
+                ylabel="layer",
+                xticks=range(len(rows[0])),
+                yticks=range(len(rows)),
+            )
+            drawn.colorbar(image, label="share of attention paid to the prefix")
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"cannot write the picture {path}: {error}; give a file such as "
+            "mass.png in a folder that exists"
+        ) from None
 
 
 def _facts(found: Inspection):

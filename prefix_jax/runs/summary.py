@@ -8,9 +8,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from prefix_jax.checks import words
 from prefix_jax.data_config import Split
 from prefix_jax.runs.grid import Cell, Values
-from prefix_jax.scoring.metrics import NAMES, show
+from prefix_jax.scoring.metrics import NAMES, show_value
 from prefix_jax.storage.pictures import Point as Mark
 from prefix_jax.storage.pictures import plot_points
 
@@ -160,17 +161,15 @@ def _title(name: str, split: Split) -> str:
 
 
 def _spread(name: str, point: Point) -> str:
-    mean, std = point.mean[name], point.std[name]
-
-    def text(value: float) -> str:
-        return show(name, value).split()[-1] if name in NAMES else f"{value:.3f}"
-
+    mean, std = show_value(name, point.mean[name]), point.std[name]
+    if std is None:
+        return mean
     # Where there is no room, the deviation is on a line of its own.
-    return text(mean) if std is None else f"{text(mean)} ±\N{NO-BREAK SPACE}{text(std)}"
+    return f"{mean} ±\N{NO-BREAK SPACE}{show_value(name, std)}"
 
 
 def _text(value: object) -> str:
-    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return " ".join(words(value))
 
 
 def _sortable(value: float) -> float:

@@ -61,8 +61,13 @@ _CLASS: Mapping[str, Callable[[ClassReport], float]] = {
 
 
 def show(metric: str, value: float) -> str:
-    """Name and value, `BLEU 45.83`; metrics of classes are shares of 1."""
-    return f"{NAMES[metric]} {value:.{3 if metric in _CLASS else 2}f}"
+    """Name and value, `BLEU 45.83`."""
+    return f"{NAMES[metric]} {show_value(metric, value)}"
+
+
+def show_value(metric: str, value: float) -> str:
+    """Two decimals; three of what is no score of texts: shares of 1, losses."""
+    return f"{value:.{2 if metric in _TEXT else 3}f}"
 
 
 def metrics_of(task: Task, asked: Sequence[Metric]) -> tuple[Metric, ...]:

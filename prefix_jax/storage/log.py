@@ -18,7 +18,7 @@ import numpy as np
 
 from prefix_jax.errors import InputError
 from prefix_jax.storage.files import write_text
-from prefix_jax.storage.pictures import COLOURS, GREY, picture
+from prefix_jax.storage.pictures import COLOURS, GREY, chart
 
 Split = Literal["train", "validation"]
 Line = dict[str, Any]
@@ -107,7 +107,7 @@ def plot_curves(
     logs = {label: read_metrics(workdir) for label, workdir in workdirs.items()}
     if not any(logs.values()):
         return None
-    with picture(path) as axes:
+    with chart(path) as axes:
         for colour, (label, log) in zip(
             itertools.cycle(COLOURS), logs.items(), strict=False
         ):

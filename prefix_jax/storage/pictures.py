@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Okabe and Ito's colours: told apart with any kind of colour vision.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -15,8 +16,8 @@ GREY = "#555555"
 
 
 @contextlib.contextmanager
-def picture(path: Path) -> Iterator["Axes"]:
-    """Empty axes to draw on; on leaving they are written to `path`."""
+def figure(path: Path, size: tuple[float, float]) -> Iterator["Figure"]:
+    """An empty figure of so many inches; on leaving it is written to `path`."""
     # Imported here: it takes a while, and most commands draw nothing.
     import matplotlib.style
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -24,14 +25,21 @@ def picture(path: Path) -> Iterator["Axes"]:
 
     # The user's own style (a dark one, say) and pyplot's global state stay out of it.
     with matplotlib.style.context("default"):
-        figure = Figure(figsize=(7.5, 4.5), layout="constrained")
-        FigureCanvasAgg(figure)
-        axes = figure.subplots()
+        drawn = Figure(figsize=size, layout="constrained")
+        FigureCanvasAgg(drawn)
+        yield drawn
+        drawn.savefig(path, dpi=150, format=path.suffix[1:] or "png")
+
+
+@contextlib.contextmanager
+def chart(path: Path) -> Iterator["Axes"]:
+    """Axes to draw lines on; on leaving they are written to `path`."""
+    with figure(path, (7.5, 4.5)) as drawn:
+        axes = drawn.subplots()
         axes.grid(color="#e5e5e5", linewidth=0.8)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
         yield axes
-        figure.savefig(path, dpi=150)
 
 
 class Point(NamedTuple):
@@ -48,7 +56,7 @@ def plot_points(
     lines: Mapping[str, Sequence[Point]], path: Path, *, x_label: str, y_label: str
 ) -> Path:
     """Draw one line for each label; `x` is logarithmic where it spans a decade."""
-    with picture(path) as axes:
+    with chart(path) as axes:
         for colour, (label, points) in zip(
             itertools.cycle(COLOURS), lines.items(), strict=False
         ):

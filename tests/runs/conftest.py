@@ -1,6 +1,7 @@
 """A small recipe on a random backbone, and one run of it for all tests."""
 
 import json
+import shutil
 
 import pytest
 
@@ -14,7 +15,9 @@ from prefix_jax.config import (
 )
 from prefix_jax.data_config import DataConfig
 from prefix_jax.prefix_config import PrefixConfig
+from prefix_jax.runs.evaluation import write_evaluation
 from prefix_jax.runs.train import train
+from runs.pages import SOURCES, evaluation, texts
 from runs.support import quiet
 
 AREAS = ["riverside", "old town", "harbour", "hill"]
@@ -60,3 +63,36 @@ def finished(config, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "finished"
     train(config, workdir, quiet())
     return workdir
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    """A finished run that is evaluated."""
+    folder = tmp_path / "runs" / "mine"
+    # Other tests evaluate it where it is.
+    others = shutil.ignore_patterns("scores_*", "outputs_*", "references_*")
+    shutil.copytree(finished, folder, ignore=others)
+    write_evaluation(folder, evaluation(), texts(*zip(SOURCES, "xy", strict=True)))
+    return folder
+
+
+@pytest.fixture
+def comparison(run, tmp_path):
+    """What `compare` leaves: two runs and the backbone alone."""
+    folder = tmp_path / "both"
+    shutil.copytree(run, folder / "prefix")
+    shutil.copytree(run, folder / "full")
+    path = folder / "full" / "config.json"
+    record = json.loads(path.read_text())
+    record["config"]["train"]["method"] = "full"
+    path.write_text(json.dumps(record))
+    alone = evaluation(which="none", loss=4.5)
+    pairs = zip(reversed(SOURCES), "ab", strict=True)
+    write_evaluation(folder / "none", alone, texts(*pairs))
+    numbers = {"none": (0, 0.0), "prefix": (768, 0.01), "full": (9999, 1.0)}
+    rows = [
+        {"method": name, "trained": trained, "share": share, "scores": alone.to_dict()}
+        for name, (trained, share) in numbers.items()
+    ]
+    (folder / "comparison.json").write_text(json.dumps(rows))
+    return folder

@@ -1,122 +1,27 @@
 """The page of `report`: whole, harmless, and true to the files that it is made of."""
 
-import dataclasses
 import json
 import re
 import shutil
-import subprocess
-from html.parser import HTMLParser
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import prefix_jax.runs.report
 from prefix_jax.data.tasks import Example
 from prefix_jax.data.tokens import encode_examples
 from prefix_jax.errors import InputError
-from prefix_jax.runs.evaluation import Evaluation, write_evaluation
+from prefix_jax.runs.evaluation import write_evaluation
 from prefix_jax.runs.folders import find_runs
-from prefix_jax.runs.report import GENERATOR, MUCH, report
-from prefix_jax.runs.validate import Written
+from prefix_jax.runs.report import GENERATOR, report
 from prefix_jax.scoring.classes import ClassReport
 from prefix_jax.storage.artifact import load_prefix
 from prefix_jax.storage.log import read_metrics
+from runs.pages import SOURCES, evaluation, made, texts
 from runs.support import run_cli
 
 HOSTILE = "</p></style><script>alert('1')</script><img \"onerror='x'>&lt;"
-VOID = {"meta", "br", "hr", "img", "input", "link"}
-
-
-class Page(HTMLParser):
-    """Checks that elements are closed in order; keeps elements, tables and text."""
-
-    def __init__(self, path):
-        super().__init__()
-        self.elements, self.open, self.tables, self.words = [], [], {}, []
-        self.feed(path.read_text(encoding="utf-8"))
-        self.close()
-        assert self.open == []
-        self.text = " ".join(" ".join(self.words).split())
-
-    def handle_starttag(self, tag, attributes):
-        self.elements.append((tag, dict(attributes)))
-        if tag not in VOID:
-            self.open.append(tag)
-        if tag == "table":
-            self.caption, self.rows = "", []
-        if tag == "tr":
-            self.rows.append([])
-        if tag in ("td", "th"):
-            self.rows[-1].append("")
-
-    def handle_startendtag(self, tag, attributes):
-        self.elements.append((tag, dict(attributes)))
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-        if tag == "table":
-            self.tables[self.caption.strip()] = [
-                [" ".join(cell.split()) for cell in row] for row in self.rows
-            ]
-
-    def handle_data(self, data):
-        self.words.append(data)
-        if "caption" in self.open:
-            self.caption += data
-        elif {"td", "th"} & set(self.open):
-            self.rows[-1][-1] += data
-
-    def all(self, tag, **attributes):
-        wanted = {name.rstrip("_"): value for name, value in attributes.items()}
-        return [
-            own
-            for name, own in self.elements
-            if name == tag and wanted.items() <= own.items()
-        ]
-
-
-def evaluation(**changes):
-    values = {
-        "split": "test",
-        "which": "best",
-        "loss": 1.25,
-        "perplexity": 3.49,
-        "tokens": 50,
-        "sources": 2,
-        "cut_sources": 0,
-        "scores": {"bleu": 12.345, "ter": 67.891},
-        "subsets": {},
-        "classes": None,
-    }
-    return Evaluation(**values | changes)
-
-
-def texts(*pairs):
-    examples = [Example(source, "ref", ("ref", "other")) for source, _ in pairs]
-    return Written(examples, [text for _, text in pairs], 0)
-
-
-SOURCES = ("name : Mill 1 | area : hill", "name : Mill 2 | area : harbour")
-
-
-@pytest.fixture
-def run(finished, tmp_path):
-    """A finished run that is evaluated."""
-    folder = tmp_path / "runs" / "mine"
-    # Other tests evaluate it where it is.
-    others = shutil.ignore_patterns("scores_*", "outputs_*", "references_*")
-    shutil.copytree(finished, folder, ignore=others)
-    write_evaluation(folder, evaluation(), texts(*zip(SOURCES, "xy", strict=True)))
-    return folder
-
-
-def made(tmp_path, *given, **options):
-    out = tmp_path / "page.html"
-    report([str(one) for one in given], out, **{"attention": False} | options)
-    return Page(out)
 
 
 def test_the_page_is_whole_and_loads_nothing(run, tmp_path):
@@ -240,28 +145,6 @@ def test_subsets_and_classes(run, tmp_path):
     assert ["yes", "1.000", "0.500", "0.667", "2"] in tables["mine, test: classes"]
 
 
-@pytest.fixture
-def comparison(run, tmp_path):
-    """What `compare` leaves: two runs and the backbone alone."""
-    folder = tmp_path / "both"
-    shutil.copytree(run, folder / "prefix")
-    shutil.copytree(run, folder / "full")
-    path = folder / "full" / "config.json"
-    record = json.loads(path.read_text())
-    record["config"]["train"]["method"] = "full"
-    path.write_text(json.dumps(record))
-    alone = evaluation(which="none", loss=4.5)
-    pairs = zip(reversed(SOURCES), "ab", strict=True)
-    write_evaluation(folder / "none", alone, texts(*pairs))
-    numbers = {"none": (0, 0.0), "prefix": (768, 0.01), "full": (9999, 1.0)}
-    rows = [
-        {"method": name, "trained": trained, "share": share, "scores": alone.to_dict()}
-        for name, (trained, share) in numbers.items()
-    ]
-    (folder / "comparison.json").write_text(json.dumps(rows))
-    return folder
-
-
 def test_a_comparison_is_its_runs_and_the_backbone_alone(comparison, run, tmp_path):
     page = made(tmp_path, comparison)
     rows = page.tables["What was trained, and what it scores"][2:]
@@ -321,6 +204,20 @@ def test_what_is_missing_is_named_with_its_remedy(run, tmp_path):
     assert "no config.json" in page.text
     assert "No run has recorded its settings" in page.text
     assert "12.35" in page.tables["What was trained, and what it scores"][2]
+
+
+def test_a_run_out_of_patience_is_at_its_end(run, tmp_path):
+    path = run / "config.json"
+    log = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    kept = [line for line in log if json.loads(line)["step"] <= 3]
+    worse = json.dumps({"step": 4, "split": "validation", "loss": 99.0}) + "\n"
+    (run / "metrics.jsonl").write_text("".join([*kept, worse]))
+    for patience, at_its_end in ((1, True), (2, False), (None, False)):
+        record = json.loads(path.read_text())
+        record["config"]["train"]["patience"] = patience
+        path.write_text(json.dumps(record))
+        text = made(tmp_path, run).text
+        assert ("step 4 of 7 is the last logged" not in text) == at_its_end
 
 
 def test_attention_is_the_backbones(run, backbone, tokenizer, config, tmp_path):
@@ -400,107 +297,3 @@ def test_only_our_pages_are_replaced(run, tmp_path, capsys):
     for wrong in (run / "config.json", tmp_path):
         assert run_cli("report", str(run), "--out", str(wrong), "--overwrite") == 2
         assert "ends in .html" in capsys.readouterr().err
-
-
-def colours(scheme):
-    """The colours of the style sheet, red, green and blue from 0 to 1."""
-    css = Path(prefix_jax.runs.report.__file__).with_name("report.css").read_text()
-    light, dark = css.split("@media (prefers-color-scheme: dark)")
-    found = dict(re.findall(r"--([\w-]+): ([^;]+);", light))
-    if scheme == "dark":
-        found |= dict(re.findall(r"--([\w-]+): ([^;]+);", dark))
-    return {
-        name: np.array(
-            [int(value[i : i + 2], 16) for i in (1, 3, 5)]
-            if value.startswith("#")
-            else value.split(),
-            float,
-        )
-        / 255
-        for name, value in found.items()
-        if re.match(r"#|\d+ \d+ \d+$", value)
-    }
-
-
-def contrast(one, other):
-    """WCAG 2's ratio."""
-
-    def luminance(colour):
-        linear = np.where(
-            colour <= 0.04045, colour / 12.92, ((colour + 0.055) / 1.055) ** 2.4
-        )
-        return linear @ [0.2126, 0.7152, 0.0722]
-
-    low, high = sorted([luminance(one), luminance(other)])
-    return (high + 0.05) / (low + 0.05)
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_colours_have_the_contrast_of_wcag_aa(scheme):
-    found = colours(scheme)
-    for name in ("ink", "soft", "accent"):
-        for ground in ("paper", "raised", "warn"):
-            assert contrast(found[name], found[ground]) >= 4.5, (name, ground)
-    for number in range(6):  # the labels of the curves are text
-        assert contrast(found[f"c{number}"], found["paper"]) >= 4.5
-    for share in np.linspace(0, 1, 201):
-        cell = share * found["heat"] + (1 - share) * found["paper"]
-        ink = found["heat-high" if share > MUCH else "heat-low"]
-        assert contrast(cell, ink) >= 4.5, share
-
-
-MEASURE = """<!DOCTYPE html><iframe id="f" src="page.html" width="{width}" height="900"
-style="border: 0"></iframe><pre id="out"></pre><script>
-document.getElementById("f").onload = event => {{
-  const page = event.target.contentDocument, root = page.documentElement;
-  const seen = name => page.defaultView.getComputedStyle(
-      page.querySelector(name)).display !== "none";
-  document.getElementById("out").textContent = JSON.stringify({{
-    inner: page.defaultView.innerWidth, scroll: root.scrollWidth,
-    wide: seen("svg.wide"), narrow: seen("svg.narrow"),
-    ground: page.defaultView.getComputedStyle(page.body).backgroundColor}});
-}};</script>"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 390])
-def test_in_a_browser(comparison, tmp_path, scheme, width):
-    """The page never scrolls sideways, and keeps to the reader's colour scheme."""
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    if chromium is None:
-        pytest.skip("no chromium is installed (apt-get install chromium)")
-    changed = dataclasses.replace(
-        evaluation(), scores={"bleu": 1.0, "nist": 2.0, "chrf": 3.0, "rougeL": 4.0}
-    )
-    long = "aVeryLongWordWithoutEnd" * 20
-    write_evaluation(comparison / "full", changed, texts((long, long)))
-    made(tmp_path, comparison, attention=True)
-    (tmp_path / "measure.html").write_text(MEASURE.format(width=width))
-    arguments = [
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-quic",
-        "--no-first-run",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-        "--allow-file-access-from-files",  # the frame is another file
-        f"--user-data-dir={tmp_path / 'profile'}",
-        f"--blink-settings=preferredColorScheme={('dark', 'light').index(scheme)}",
-        "--window-size=1400,1000",
-        "--virtual-time-budget=5000",
-        "--dump-dom",
-        (tmp_path / "measure.html").as_uri(),
-    ]
-    dom = subprocess.run(
-        [chromium, *arguments], capture_output=True, text=True, timeout=120
-    ).stdout
-    measured = re.search(r"<pre id=\"out\">({.*?})</pre>", dom)
-    assert measured, dom[-500:]
-    found = json.loads(measured[1])
-    assert found["scroll"] <= found["inner"] == width
-    assert found["wide"] == (width > 640) and found["narrow"] == (width <= 640)
-    ground = [int(number) for number in re.findall(r"\d+", found["ground"])]
-    np.testing.assert_allclose(np.array(ground) / 255, colours(scheme)["paper"])

@@ -19,22 +19,25 @@ from prefix_jax.storage.artifact import read_metadata
 from runs.support import Crash, lines, quiet
 
 
+def crash_at(number, monkeypatch):
+    """Training crashes, once, as it takes its batch of this number, from 1."""
+    put_batch, calls = train_module.put_batch, itertools.count(1)
+
+    def crash(batch, mesh):
+        if next(calls) == number:
+            raise Crash
+        return put_batch(batch, mesh)
+
+    monkeypatch.setattr(train_module, "put_batch", crash)
+
+
 def test_crash_and_resume_equals_the_straight_run(
     config, finished, tmp_path, monkeypatch
 ):
     """Law 8: bit for bit, the order of the data, dropout and the metrics included."""
-    put_batch, calls = train_module.put_batch, []
-
-    def crash_at_sixth(batch, mesh):
-        calls.append(1)
-        if len(calls) == 6:
-            raise Crash
-        return put_batch(batch, mesh)
-
-    monkeypatch.setattr(train_module, "put_batch", crash_at_sixth)
+    crash_at(6, monkeypatch)
     with pytest.raises(Crash):
         train(config, tmp_path / "run", quiet())
-    monkeypatch.setattr(train_module, "put_batch", put_batch)
     outcome = train(config, tmp_path / "run", quiet())
     assert outcome.finished and outcome.step == 7
     for name in ("best", "last"):
@@ -101,15 +104,7 @@ def test_patience_stops_after_so_many_validations_without_a_lower_loss(
             config.train, steps=50, patience=3, eval_every=2, checkpoint_every=3
         ),
     )
-    put_batch, calls = train_module.put_batch, []
-
-    def crash_at_tenth(batch, mesh):  # checkpoint of step 9: one of the three seen
-        calls.append(1)
-        if len(calls) == 10:
-            raise Crash
-        return put_batch(batch, mesh)
-
-    monkeypatch.setattr(train_module, "put_batch", crash_at_tenth)
+    crash_at(10, monkeypatch)  # checkpoint of step 9: one of the three seen
     with pytest.raises(Crash):
         train(patient, tmp_path, quiet())
     console = quiet()
