@@ -1,6 +1,7 @@
 """Fixtures that several test modules share."""
 
 import gc
+import importlib.metadata
 import os
 import tempfile
 from pathlib import Path
@@ -10,6 +11,10 @@ from pathlib import Path
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
 )
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+    # This emitter of fused loops takes as long again to compile. Later versions of XLA
+    # have no other, and end the process at a flag that they do not know.
+    os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 
 # One cache of compiled programs for all test processes of this run: the same small
 # programs are compiled again and again, by each call of `train` for instance.

@@ -107,6 +107,7 @@ def test_streamed_pieces_join_to_the_text(backbone, tokenizer, prefixes, stop):
     assert stop or len(pieces) > 1
 
 
+@pytest.mark.slow
 def test_prompts_of_any_length_share_a_few_programs(backbone, tokenizer):
     """500 prompts, as one request and one by one; 16, 32 and 64 are their buckets."""
     rng = np.random.default_rng(0)

@@ -61,6 +61,7 @@ def both(folders):
     return ["--prefix", f"a={folders / 'a'}", "--prefix", str(folders / "b")]
 
 
+@pytest.mark.slow
 def test_without_a_column_each_is_scored_on_every_row(evaluate, folders):
     code, printed, files = evaluate(*both(folders))
     assert code == 0, printed

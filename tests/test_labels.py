@@ -55,6 +55,7 @@ def labels(tokenizer):
     return found
 
 
+@pytest.mark.slow
 def test_likelihoods_are_those_of_the_full_forward_pass(
     backbone, prefixes, prompts, labels
 ):

@@ -253,6 +253,7 @@ def test_rows_of_classification_are_not_grouped(tmp_path):
 # --- the real files ---------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_real_webnlg(shared_data):
     folder = shared_data / "webnlg2017"
     train, validation, test = (examples("webnlg", folder, s) for s in SPLITS)
@@ -276,6 +277,7 @@ def test_real_dart(shared_data):
     )
 
 
+@pytest.mark.slow
 def test_real_xsum_sst2_and_multi30k(shared_data):
     name = "xsum_validation_1000"
     xsum = examples("xsum", shared_data / "xsum", train=name)

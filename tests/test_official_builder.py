@@ -171,6 +171,7 @@ def test_any_data_set(tmp_path):
         read("reviews", tmp_path)
 
 
+@pytest.mark.slow
 def test_official_files(shared_data, tmp_path):
     builder.prepare("e2e", shared_data / "e2e", tmp_path)
     by_csv = DataConfig(source="e2e", path=str(shared_data / "e2e"))

@@ -82,6 +82,7 @@ def test_a_text_streams(finished, capsys):
     assert capsys.readouterr().out.split() == whole.split()
 
 
+@pytest.mark.slow
 def test_command_line_trains_with_overrides(config, tmp_path, capsys):
     path = recipe(tmp_path / "recipe.py", config)
     workdir = tmp_path / "run"

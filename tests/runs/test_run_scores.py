@@ -89,6 +89,7 @@ def counted(monkeypatch, module, name):
     return calls
 
 
+@pytest.mark.slow
 def test_compare_trains_each_method_and_tabulates(config, tmp_path, monkeypatch):
     short = dataclasses.replace(
         config, train=dataclasses.replace(config.train, steps=2, eval_every=2)
