@@ -1,5 +1,6 @@
 """The one place that knows attention with a prefix: blocks, masks, softmax."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -85,20 +86,19 @@ def attend(
     which is what GPT-2's `reorder_and_upcast_attn` asks for. A block with a softmax of
     its own adds its mean of values to what the others give.
     """
-    rows = query.shape[0]
-    out = jnp.zeros_like(query)
+    groups = _groups(blocks)
+    out = jnp.zeros((), query.dtype)
     for block, weights in zip(blocks, _weights(query, blocks, scale), strict=True):
         with jax.named_scope("mix"):
-            n = block.keys.shape[0]
-            part = weights.astype(query.dtype)
+            n = block.values.shape[0]
             mixed = jnp.einsum(
-                "nghts,nhsk->ngthk",
-                part.reshape(n, rows // n, *part.shape[1:]),
+                "nhqs,nhsk->nhqk",
+                _regrouped(weights.astype(query.dtype), n),
                 block.values,
                 precision=precision(query.dtype),
             )
-            out += mixed.reshape(query.shape)
-    return out
+            out += _regrouped(mixed, groups)
+    return _by_row(out, query.shape)
 
 
 def mass(
@@ -107,12 +107,41 @@ def mass(
     scale: Float[Array, ""] | float,
 ) -> Float[Array, "B H T"]:
     """The share of each query's attention that the first block receives."""
-    return _weights(query, blocks, scale)[0].sum(-1)
+    rows, length, heads, _ = query.shape
+    share = _weights(query, blocks, scale)[0].sum(-1, keepdims=True)
+    share = _by_row(share, (rows, length, heads, 1))
+    return jnp.swapaxes(share[..., 0], 1, 2)
 
 
-def _weights(query, blocks, scale) -> list[Float[Array, "B H T S"]]:
+# Rows that look at the same keys are one group: of G groups, the Q = B/G * T queries of
+# each, row by row, are the rows of one matrix for each head, [G H Q ...]. Scores of all
+# blocks are brought to as many groups as the finest of them has.
+
+
+def _groups(blocks: Sequence[KeyBlock]) -> int:
+    return math.lcm(*(block.keys.shape[0] for block in blocks))
+
+
+def _by_group(x: Float[Array, "B T H K"], groups: int) -> Float[Array, "G H Q K"]:
+    x = x.reshape(groups, -1, *x.shape[2:])
+    return jnp.swapaxes(x, 1, 2)
+
+
+def _by_row(x: Float[Array, "G H Q K"], shape) -> Float[Array, "B T H K"]:
+    return jnp.swapaxes(x, 1, 2).reshape(shape)
+
+
+def _regrouped(x: Float[Array, "F H Q S"], groups: int) -> Float[Array, "G H P S"]:
+    """The same queries in more groups, or in fewer."""
+    if len(x) == groups:
+        return x
+    return _by_group(jnp.swapaxes(x, 1, 2), groups)
+
+
+def _weights(query, blocks, scale) -> list[Float[Array, "G H Q S"]]:
     """Attention weights, f32, over the positions of each block."""
-    scores = [_scores(query, block, scale) for block in blocks]
+    groups = _groups(blocks)
+    scores = [_scores(query, block, scale, groups) for block in blocks]
     shared = [
         score
         for score, block in zip(scores, blocks, strict=True)
@@ -133,23 +162,29 @@ def _weights(query, blocks, scale) -> list[Float[Array, "B H T S"]]:
 
 
 @jax.named_scope("scores")
-def _scores(query, block, scale) -> Float[Array, "B H T S"]:
-    rows, length, heads, width = query.shape
-    # G rows share each of the N blocks.
-    n = block.keys.shape[0]
+def _scores(query, block, scale, groups) -> Float[Array, "G H Q S"]:
     score = jnp.einsum(
-        "ngthk,nhsk->nghts",
-        query.reshape(n, rows // n, length, heads, width),
+        "nhqk,nhsk->nhqs",
+        _by_group(query, block.keys.shape[0]),
         block.keys,
         precision=precision(query.dtype),
         preferred_element_type=jnp.float32,
     )
-    score = score * scale
-    if block.mask is not None:
-        score = jnp.where(_grouped(block.mask, n), score, _MASKED)
-    return score.reshape(rows, heads, length, -1)
+    score = _regrouped(score, groups) * scale
+    if block.mask is None:
+        return score
+    mask = _by_query(block.mask, query.shape[:2], groups)
+    return jnp.where(mask, score, _MASKED)
 
 
-def _grouped(mask: Bool[Array, "#M #T S"], n: int) -> Bool[Array, "#N #G 1 #T S"]:
-    groups = (1, 1) if mask.shape[0] == 1 else (n, mask.shape[0] // n)
-    return mask.reshape(*groups, 1, *mask.shape[1:])
+def _by_query(
+    mask: Bool[Array, "#M #T S"], shape: tuple[int, int], groups: int
+) -> Bool[Array, "#G 1 #Q S"]:
+    """The keys that each query of each group sees, for queries of `shape` B, T."""
+    rows, length = shape
+    if len(mask) == 1 and (mask.shape[1] == 1 or groups == rows):
+        return mask[:, None]
+    if 1 < len(mask) < rows:
+        mask = mask.repeat(rows // len(mask), 0)
+    mask = jnp.broadcast_to(mask, (rows, length, mask.shape[-1]))
+    return mask.reshape(groups, 1, -1, mask.shape[-1])
