@@ -4,7 +4,7 @@ B prompts are each continued by G sequences (beams, or several samples). What a 
 sequences have in common, the prefix and the prompt, is stored once for all of them:
 
     prefix    [L N P H K]       N = 1 for one shared prefix, B where prompts differ
-    prompt    [B H T K]         for each layer; padded on the left
+    prompt    [B H T K]         for each layer (keys [B H K T]); padded on the left
     written   [B H M*G K]       the same; slot m*G + g: the m-th new token of sequence g
 
 The layers are not scanned, and each has caches of its own: a scan would copy a layer's
@@ -110,8 +110,9 @@ def _is_infix(prefix: KV | None) -> bool:
 def empty_caches(backbone: GPT2, rows: int, slots: int) -> list[Slots]:
     """Room for the keys and values of `slots` tokens in each of `rows`, all zero."""
     heads, width = backbone.config.n_head, backbone.config.head_width
-    empty = jnp.zeros((rows, heads, slots, width), backbone.dtype)
-    return [Slots(empty, empty) for _ in range(backbone.config.n_layer)]
+    keys = jnp.zeros((rows, heads, width, slots), backbone.dtype)
+    values = jnp.zeros((rows, heads, slots, width), backbone.dtype)
+    return [Slots(keys, values) for _ in range(backbone.config.n_layer)]
 
 
 def read_token(

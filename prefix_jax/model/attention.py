@@ -17,11 +17,12 @@ class KeyBlock(NamedTuple):
     """One stretch of positions that queries look at: prefix, cache or own tokens.
 
     N is 1, B, or anything that divides B: B/N neighbouring rows of the batch look at
-    the same keys, which are stored once. Heads come before positions, the order in
-    which products read them: a cache that lies so is not copied for every token.
+    the same keys, which are stored once. Heads come before positions, and keys have
+    positions last: the order in which products read them, so that neither is copied or
+    transposed for every token.
     """
 
-    keys: Float[Array, "N H S K"]
+    keys: Float[Array, "N H K S"]
     values: Float[Array, "N H S K"]
     mask: Bool[Array, "#M #T S"] | None
     """Which keys each query sees, for each row (M = B) or each N (M = N); None: all."""
@@ -37,8 +38,7 @@ class KeyBlock(NamedTuple):
         own_softmax: bool = False,
     ) -> "KeyBlock":
         """A block of keys and values as `KV` and the layers have them."""
-        keys, values = jnp.swapaxes(keys, 1, 2), jnp.swapaxes(values, 1, 2)
-        return cls(keys, values, mask, own_softmax)
+        return cls(keys.transpose(0, 2, 3, 1), values.swapaxes(1, 2), mask, own_softmax)
 
 
 def causal_mask(length: int, mask: Bool[Array, "B T"] | None) -> Bool[Array, "#B T T"]:
@@ -164,7 +164,7 @@ def _weights(query, blocks, scale) -> list[Float[Array, "G H Q S"]]:
 @jax.named_scope("scores")
 def _scores(query, block, scale, groups) -> Float[Array, "G H Q S"]:
     score = jnp.einsum(
-        "nhqk,nhsk->nhqs",
+        "nhqk,nhks->nhqs",
         _by_group(query, block.keys.shape[0]),
         block.keys,
         precision=precision(query.dtype),

@@ -56,9 +56,9 @@ def head_logits(
 
 
 class Slots(NamedTuple):
-    """One layer's room for keys and values, heads first (`KeyBlock`)."""
+    """One layer's room for keys and values, lying as in `KeyBlock`."""
 
-    keys: Float[Array, "N H S K"]
+    keys: Float[Array, "N H K S"]
     values: Float[Array, "N H S K"]
 
 
@@ -83,16 +83,19 @@ class Own(NamedTuple):
         N slots are shared by B/N neighbouring rows, whose tokens lie there side by
         side: the rows' first ones, then their second ones, then ...
         """
-        if self.slots is None:
+        slots = self.slots
+        if slots is None:
             return KeyBlock.of(keys, values, self.mask)
 
-        def put(slots, x):
-            x = x.reshape(slots.shape[0], -1, *x.shape[2:])
-            x = jnp.swapaxes(x, 1, 2)
-            return jax.lax.dynamic_update_slice_in_dim(slots, x, self.start, 2)
+        def side_by_side(x):
+            return x.reshape(len(slots.keys), -1, *x.shape[2:])
 
+        new = KeyBlock.of(side_by_side(keys), side_by_side(values), None)
+        put = jax.lax.dynamic_update_slice_in_dim
         return KeyBlock(
-            put(self.slots.keys, keys), put(self.slots.values, values), self.mask
+            put(slots.keys, new.keys, self.start, 3),
+            put(slots.values, new.values, self.start, 2),
+            self.mask,
         )
 
 

@@ -226,7 +226,7 @@ class GPT2(nnx.Module):
         if gathered:
             own, share = jax.tree.map(lambda *x: jnp.concatenate(x), *gathered)
             if own is not None:
-                kv = KV(jnp.swapaxes(own.keys, 2, 3), jnp.swapaxes(own.values, 2, 3))
+                kv = KV(own.keys.transpose(0, 1, 4, 2, 3), own.values.swapaxes(2, 3))
         return Forward(hidden, kv, written, share)
 
     @property
