@@ -22,6 +22,7 @@ usage: prefix-jax COMMAND ...
                     CONFIG by the recipe that the run recorded in its --workdir
   compare CONFIG    train and score several methods side by side
   sweep CONFIG      a grid of settings, data sizes and seeds; mean and spread of each
+  compile CONFIG    would it fit a TPU slice? memory and collectives, without a TPU
   report RUN...     one HTML page of runs: curves, scores, samples, attention, settings
   generate          write with stored prefixes, from prompts, a file or standard input
   inspect DIR       what a stored prefix is: size, backbone, scores, norms, attention
@@ -44,6 +45,7 @@ COMMANDS = {
     "evaluate": "prefix_jax.cli_recipes:evaluate",
     "compare": "prefix_jax.cli_recipes:compare",
     "sweep": "prefix_jax.cli_recipes:sweep",
+    "compile": "prefix_jax.cli_recipes:compile_",
     "report": "prefix_jax.cli_recipes:report",
     "generate": "prefix_jax.cli_prefixes:generate",
     "inspect": "prefix_jax.cli_prefixes:inspect",

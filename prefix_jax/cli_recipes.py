@@ -1,4 +1,4 @@
-"""Commands that take a recipe: train, evaluate, compare, sweep; `report` on runs."""
+"""Commands that take a recipe: train, evaluate, compare, sweep, compile; `report`."""
 
 import dataclasses
 import shlex
@@ -104,6 +104,26 @@ class Sweep(Config):
     """Score the first so many sources only, each with all of its references."""
     dry_run: bool = False
     """Only print the cells, as options of train, and their number."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Compile(Config):
+    """Compile the training step and the decoding loop for a TPU slice, without one.
+
+    Prints each device's memory and what devices send to each other; ends with status 1
+    where a program does not fit the chips' memory. Needs the extra `tpu`. For example:
+
+    prefix-jax compile configs/e2e_gpt2_medium.py --topology v5e:4x4
+
+    prefix-jax compile configs/e2e_gpt2_large.py --topology v4:2x2x1 --mesh.fsdp 4
+    """
+
+    topology: str = "v5e:4x4"
+    """Chip, and chips along each axis: v4:2x2x1, v5p:2x2x1, v6e:2x2, for example."""
+    programs: tuple[Literal["train", "decode"], ...] = ("train", "decode")
+    """What to compile."""
+    out: Path | None = None
+    """File for the same as JSON."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,6 +246,23 @@ def _grid(given: Sequence[Sequence[str]]) -> dict[str, list[object]]:
                 parse_value(field, FIELDS[field], value, "prefix-jax sweep --grid")
             )
     return grid
+
+
+def compile_(arguments: list[str]) -> int:
+    options = _with_recipe(Compile, "compile", arguments)
+    import json
+
+    from rich.console import Console
+
+    from prefix_jax.runs.compile import compile_programs, print_compiled
+
+    config = _config(options)
+    found = compile_programs(config, options.topology, options.programs, say=print)
+    print_compiled(found, Console())
+    if options.out is not None:
+        report = [dataclasses.asdict(one) for one in found]
+        options.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    return 1 if any(one.refusal for one in found) else 0
 
 
 def report(arguments: list[str]) -> int:

@@ -177,12 +177,33 @@ class DecodeConfig(Section):
             )
 
 
+Parallel = Literal["jit", "pmap"]
+
+
 @dataclasses.dataclass(frozen=True)
 class MeshConfig(Section):
     """The devices."""
 
     data: Size | None = None
     """Devices the batch is split over; None: as many as can share it evenly."""
+    fsdp: Size = 1
+    """Devices that share the batch, too, but hold a part of the backbone's parameters
+    each, which are gathered where they are used: for backbones too large for one."""
+    tensor: Size = 1
+    """Devices that hold some heads and some of the MLP's width of each layer, and add
+    up what they make of the same rows. In all there are data * fsdp * tensor."""
+    parallel: Parallel = "jit"
+    """How the training step is spread over them: by `jit`, which is told where arrays
+    lie, or by `pmap`, one program a device that adds its gradient to the others'. The
+    results are the same; `pmap` is for one process that splits the batch only."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.parallel == "pmap" and self.fsdp * self.tensor > 1:
+            raise InputError(
+                f'mesh.parallel is "pmap", but mesh.fsdp {self.fsdp} and mesh.tensor '
+                f'{self.tensor} part the backbone, which only "jit" does'
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -57,6 +57,10 @@ class DataConfig(Section):
     long alone) loses its end, it is left out, or it is an error; always reported."""
     buckets: tuple[Size, ...] = ()
     """Padded row lengths; (): chosen from the data. Each is one compiled program."""
+    pack: Size | None = None
+    """Put several examples into each row of so many tokens (256, say): each sees the
+    prefix and itself, as if alone, and hardly a token is padding. A batch then has
+    train.batch_size such rows. For training only; None: one example a row."""
     limit: Positive | None = None
     """Train on the first n examples of a seeded permutation only (of the packed rows,
     in language modelling); None: on all."""
@@ -69,6 +73,11 @@ class DataConfig(Section):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.pack and self.task == "language_modelling":
+            raise InputError(
+                f'data.pack is {self.pack} but data.task is "{self.task}", whose rows '
+                "of data.max_length tokens are full; leave data.pack out"
+            )
         for name in ("prefix_column", "subset_column"):
             column = getattr(self, name)
             if column is not None and self.task == "language_modelling":

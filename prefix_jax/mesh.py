@@ -1,41 +1,75 @@
 """Devices and where arrays live on them."""
 
+from collections.abc import Sequence
+
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
 
 from prefix_jax.config import MeshConfig
 from prefix_jax.errors import InputError
 
+AXES = ("data", "fsdp", "tensor")
+
+PARTS: dict[str, tuple[str | None, ...]] = {
+    "token_embedding": (None, "fsdp"),
+    "position_embedding": (None, "fsdp"),
+    "head": (None, "fsdp"),
+    "qkv/kernel": (None, "fsdp", None, "tensor", None),
+    "qkv/bias": (None, None, "tensor", None),
+    "out/kernel": (None, "tensor", None, "fsdp"),
+    "up/kernel": (None, "fsdp", "tensor"),
+    "up/bias": (None, "tensor"),
+    "down/kernel": (None, "tensor", "fsdp"),
+}
+"""Axes of the mesh that the axes of the backbone's parameters are parted over. Heads
+and the MLP's width are, for `tensor`, as Megatron has them (Shoeybi et al. 2019): two
+sums over devices a layer. The vocabulary is not: its size seldom divides."""
+
 
 def make_mesh(
-    config: MeshConfig = MeshConfig(), *, batch_size: int | None = None
+    config: MeshConfig = MeshConfig(),
+    *,
+    batch_size: int | None = None,
+    devices: Sequence | None = None,
 ) -> Mesh:
-    """A mesh with one axis, `data`, over `config.data` devices.
+    """A mesh with the axes `data`, `fsdp` and `tensor`, of the sizes in `config`.
 
-    None: as many as can share a batch of `batch_size` rows evenly; all, where several
-    processes each have some. Raises InputError for more devices than there are, or a
+    `data` None: as many devices as can share a batch of `batch_size` rows evenly; all,
+    where several processes each have some. `devices`: those to take, first ones first
+    (None: all that there are). Raises InputError for more devices than there are, or a
     batch they cannot share.
     """
-    devices = jax.devices()
-    number = len(devices)
-    if config.data is not None:
-        number = config.data
-    elif batch_size is not None and jax.process_count() == 1:
-        number = max(n for n in range(1, number + 1) if batch_size % n == 0)
+    devices = jax.devices() if devices is None else devices
+    parts = config.fsdp * config.tensor
+    data = config.data
+    if data is None:
+        data = len(devices) // parts
+        if data and batch_size is not None and jax.process_count() == 1:
+            shares = [
+                n for n in range(1, data + 1) if not batch_size % (n * config.fsdp)
+            ]
+            data = max(shares, default=1)
+    number = data * parts
     if not 1 <= number <= len(devices):
         raise InputError(
-            f"mesh.data is {config.data}; {len(devices)} {devices[0].platform} "
-            "devices are there"
+            f"mesh.data {config.data}, mesh.fsdp {config.fsdp} and mesh.tensor "
+            f"{config.tensor} ask for {max(number, parts)} devices; {len(devices)} "
+            f"{devices[0].platform} devices are there"
         )
-    if batch_size is not None and batch_size % number:
+    if batch_size is not None and batch_size % (data * config.fsdp):
         raise InputError(
-            f"a batch of {batch_size} rows cannot be split over {number} devices; "
-            f"use a multiple of {number}, or fewer devices with mesh.data"
+            f"a batch of {batch_size} rows cannot be split over {data * config.fsdp} "
+            f"devices; use a multiple of {data * config.fsdp}, or fewer devices with "
+            "mesh.data and mesh.fsdp"
         )
     # Auto axes: with make_mesh's default (Explicit) an embedding lookup is an error.
     return jax.make_mesh(
-        (number,), ("data",), axis_types=(AxisType.Auto,), devices=devices[:number]
+        (data, config.fsdp, config.tensor),
+        AXES,
+        axis_types=(AxisType.Auto,) * len(AXES),
+        devices=devices[:number],
     )
 
 
@@ -46,7 +80,36 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def by_rows(mesh: Mesh) -> NamedSharding:
     """The leading axis (rows of a batch) split over the devices."""
-    return NamedSharding(mesh, PartitionSpec("data"))
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def layout(tree: PyTree, mesh: Mesh) -> PyTree[NamedSharding]:
+    """Where the leaves of a tree lie: a NamedSharding in the place of each.
+
+    The backbone's parameters, their gradients and the optimizer's moments of them are
+    parted as `PARTS` says, along an axis only where its size divides by the devices;
+    all else, the prefix among it, is on every device.
+    """
+
+    def place(path, leaf):
+        names = jax.tree_util.keystr(path, simple=True, separator="/")
+        names = names.removesuffix("/value").split("/")
+        spec: tuple[str | None, ...] = ()
+        if "prefix" not in names:
+            spec = PARTS.get("/".join(names[-2:]), PARTS.get(names[-1], ()))
+        axes = spec or (None,) * len(leaf.shape)
+        fitting = (
+            axis if axis and size % mesh.shape[axis] == 0 else None
+            for axis, size in zip(axes, leaf.shape, strict=True)
+        )
+        return NamedSharding(mesh, PartitionSpec(*fitting))
+
+    return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def is_parted(mesh: Mesh) -> bool:
+    """Whether devices hold different parts of the backbone."""
+    return mesh.shape["fsdp"] * mesh.shape["tensor"] > 1
 
 
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

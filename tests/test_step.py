@@ -6,15 +6,17 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from rounding import STEPS, SUM
 
 from prefix_jax.config import MeshConfig, OptimConfig, TrainConfig
+from prefix_jax.errors import InputError
 from prefix_jax.learning.loss import divisor, loss_sums
 from prefix_jax.learning.optim import make_optimizer
 from prefix_jax.learning.split import count, merge, split
 from prefix_jax.learning.step import init_train_state, make_eval_step, make_train_step
-from prefix_jax.mesh import make_mesh
+from prefix_jax.mesh import layout, make_mesh
 from prefix_jax.model.prefix import init_prefix
 from prefix_jax.prefix_config import PrefixConfig
 
@@ -45,9 +47,18 @@ def start(backbone, method="prefix", **prefix):
     return init_train_state(trainable, OPTIMIZER, KEY), frozen
 
 
-def run(backbone, steps=4, method="prefix", mesh=None, prefix=None, **train):
+def run(
+    backbone,
+    steps=4,
+    method="prefix",
+    mesh=None,
+    prefix=None,
+    parallel="jit",
+    **train,
+):
     state, frozen = start(backbone, method, **(prefix or {}))
-    step = make_train_step(OPTIMIZER, TrainConfig(batch_size=ROWS, **train), mesh)
+    config = TrainConfig(batch_size=ROWS, **train)
+    step = make_train_step(OPTIMIZER, config, mesh, parallel)
     losses = []
     for number in range(steps):
         state, metrics = step(state, frozen, make_batch(number))
@@ -211,6 +222,21 @@ def test_eight_devices_equal_one(backbone, eight):
     chex.assert_trees_all_close(one.trainable, many.trainable, **STEPS)
 
 
+@pytest.mark.parametrize("settings", [{}, {"accumulate": 2, "normalise": "sentence"}])
+def test_pmap_equals_jit(backbone, settings):
+    """Law 7, to f32 rounding."""
+    mesh = make_mesh(MeshConfig(data=4))
+    one, losses = run(backbone, **settings)
+    many, again = run(backbone, mesh=mesh, parallel="pmap", **settings)
+    np.testing.assert_allclose(losses, again, **SUM)
+    chex.assert_trees_all_close(one.trainable, many.trainable, **STEPS)
+
+
+def test_pmap_without_a_mesh_is_refused():
+    with pytest.raises(InputError, match="needs a mesh"):
+        make_train_step(OPTIMIZER, parallel="pmap")
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_collectives_are_no_larger_than_the_prefix(backbone, eight, dtype):
     """Law 6, sharded by data; the gradient is all-reduced in f32 (section 4)."""
@@ -234,3 +260,52 @@ def test_collectives_are_no_larger_than_the_prefix(backbone, eight, dtype):
     assert reduced, "a data-parallel step must reduce its gradient"
     assert max(size for _, size in reduced) <= largest
     assert {kind for kind, size in reduced if size > 1} == {"f32"}
+
+
+PARTED = [{"fsdp": 4}, {"data": 1, "tensor": 4}, {"data": 2, "fsdp": 2, "tensor": 2}]
+
+
+@pytest.mark.parametrize("axes", PARTED, ids=str)
+@pytest.mark.parametrize("method", ["prefix", "full"])
+def test_a_parted_backbone_equals_a_whole_one(backbone, method, axes):
+    """Law 7: the same losses and the same parameters, which stay where they lay.
+
+    Adam would make steps of the rounding in the keys' biases, whose gradient is 0.
+    """
+    optimizer = optax.sgd(0.1, momentum=0.9)
+    train = TrainConfig(batch_size=ROWS)
+    mesh = make_mesh(MeshConfig(**axes))
+    trained = []
+    for place in (None, mesh):
+        state, frozen = start(backbone, method)
+        state = init_train_state(state.trainable, optimizer, KEY)
+        if place is not None:
+            both = state, frozen
+            state, frozen = jax.device_put(both, layout(both, place))
+        where = jax.tree.map(lambda x: x.sharding, state)
+        step = make_train_step(optimizer, train, place)
+        losses = []
+        for number in range(4):
+            state, metrics = step(state, frozen, make_batch(number))
+            losses.append(float(metrics["loss"]))
+        for leaf, before in zip(
+            jax.tree.leaves(state), jax.tree.leaves(where), strict=True
+        ):
+            assert leaf.sharding.is_equivalent_to(before, leaf.ndim)
+        trained.append((losses, state.trainable))
+    (one, whole), (other, parted) = trained
+    np.testing.assert_allclose(one, other, **SUM)
+    chex.assert_trees_all_close(whole, parted, **STEPS)
+
+
+def test_layout_parts_the_backbone_only(backbone):
+    """Every matrix of the layers; no device holds more than its part."""
+    mesh = make_mesh(MeshConfig(data=1, fsdp=2, tensor=2))
+    state, frozen = start(backbone)
+    where = layout(frozen, mesh)["backbone"]
+    for name in ("qkv", "out", "up", "down"):
+        kernel = getattr(frozen["backbone"].blocks[0], name).kernel[...]
+        [place] = jax.tree.leaves(getattr(where.blocks[0], name).kernel)
+        held = place.shard_shape(kernel.shape)
+        assert np.prod(held) == kernel.size / 4
+    assert all(x.is_fully_replicated for x in jax.tree.leaves(layout(state, mesh)))

@@ -14,7 +14,8 @@ Batch = dict[
     Int32[np.ndarray, "B T"] | Bool[np.ndarray, "B T"] | Int32[np.ndarray, " B"],
 ]
 """tokens i32, mask bool (real tokens), loss_mask bool (tokens to be predicted), all
-padded on the right; where rows have prefixes of their own, prefix_ids i32 [B]."""
+padded on the right; where rows have prefixes of their own, prefix_ids i32 [B]; where
+each holds several texts, segments i32 [B T] (`data.bins`)."""
 
 MULTIPLE = 8
 """Chosen buckets are multiples of this many tokens, so that there are few to try."""
@@ -79,7 +80,7 @@ def train_batches(
     `set_state()` of the result continue exactly, given the same rows and arguments.
     Everything is computed in the caller's thread. Raises InputError.
     """
-    shard = _shard(batch_size, process_index, process_count)
+    shard = rows_of_process(batch_size, process_index, process_count)
     lengths = _lengths(rows, buckets)
     if not len(rows):
         raise InputError("there are no rows to train on; expected at least one")
@@ -109,7 +110,7 @@ def eval_batches(
     `prefix_ids`: each row's prefix in a bank, for the batch's prefix_ids (0 where it is
     filled). Processes share each batch as in `train_batches`. Raises InputError.
     """
-    shard = _shard(batch_size, process_index, process_count)
+    shard = rows_of_process(batch_size, process_index, process_count)
     lengths = _lengths(rows, buckets)
     empty = Row(np.zeros(0, np.int32), np.zeros(0, bool))
 
@@ -128,8 +129,8 @@ def eval_batches(
     return map(assemble, range(0, len(rows), batch_size))
 
 
-def _shard(batch_size: int, process_index: int, process_count: int) -> slice:
-    """The rows of a batch that belong to this process."""
+def rows_of_process(batch_size: int, process_index: int, process_count: int) -> slice:
+    """The rows of a batch that belong to this process. Raises InputError."""
     if not 0 <= process_index < process_count:
         raise InputError(
             f"process_index {process_index} of {process_count} processes; "

@@ -203,18 +203,7 @@ def _rules(decode: DecodeConfig, tokenizer, vocabulary: int) -> Rules:
                 f"decode.{name} has {unknown[0]}; the backbone's tokens are 0 to "
                 f"{vocabulary - 1}"
             )
-    return Rules(
-        end=tuple(end),
-        min_new_tokens=decode.min_new_tokens,
-        barred=decode.barred_tokens,
-        repetition_penalty=decode.repetition_penalty,
-        no_repeat_ngram=decode.no_repeat_ngram,
-        sample=decode.method == "sample",
-        temperature=decode.temperature,
-        top_k=decode.top_k,
-        top_p=decode.top_p,
-        min_p=decode.min_p,
-    )
+    return Rules.of(decode, end)
 
 
 def _power_of_two(number: int, least: int) -> int:

@@ -5,10 +5,13 @@ Each rule means what the logits processor of the same name in transformers means
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
+
+from prefix_jax.config import DecodeConfig
 
 BARRED = -jnp.inf
 
@@ -28,6 +31,22 @@ class Rules:
     top_k: int | None = None
     top_p: float | None = None
     min_p: float | None = None
+
+    @classmethod
+    def of(cls, decode: DecodeConfig, end: Sequence[int]) -> "Rules":
+        """As a recipe asks for; `end` are the tokens that end a text."""
+        return cls(
+            end=tuple(end),
+            min_new_tokens=decode.min_new_tokens,
+            barred=decode.barred_tokens,
+            repetition_penalty=decode.repetition_penalty,
+            no_repeat_ngram=decode.no_repeat_ngram,
+            sample=decode.method == "sample",
+            temperature=decode.temperature,
+            top_k=decode.top_k,
+            top_p=decode.top_p,
+            min_p=decode.min_p,
+        )
 
     @property
     def changes_scores(self) -> bool:

@@ -1,6 +1,6 @@
 """The loss on target tokens."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple, cast
 
 import jax
@@ -10,10 +10,12 @@ from jaxtyping import Array, Bool, Float, Int
 from prefix_jax.learning.cross_entropy import cross_entropy
 from prefix_jax.model.gpt2 import GPT2
 from prefix_jax.model.kv import KV
+from prefix_jax.model.segments import segments_with, within_segments
 
 Batch = Mapping[str, Int[Array, "B T"] | Bool[Array, "B T"] | Int[Array, " B"]]
 """tokens i32, mask bool (real tokens), loss_mask bool (tokens to be predicted), each
-[B T]; with a bank of prefixes also prefix_ids i32 [B], each row's prefix in it."""
+[B T]; with a bank of prefixes also prefix_ids i32 [B], each row's prefix in it; with
+several texts in a row also segments i32 [B T], which of them each token belongs to."""
 
 
 class LossSums(NamedTuple):
@@ -37,22 +39,30 @@ def loss_sums(
     infix stands before the token that the first target token is read off, in our rows
     the separator: [source; infix; separator, target], so it has a say in all of them.
     """
+    tokens, targets = batch["tokens"], batch["loss_mask"][:, 1:]
+    mask, segments = batch["mask"][:, :-1], None
+    if "segments" in batch:
+        mask, segments = None, batch["segments"][:, :-1]
     after = None
     if prefix is not None and prefix.placement == "infix":
-        after = jnp.cumsum(batch["loss_mask"][:, 1:], axis=-1) > 0
+        if segments is None:
+            after = jnp.cumsum(targets, axis=-1) > 0
+        else:
+            after = within_segments(targets.astype(jnp.int32), segments) > 0
     hidden = backbone.hidden_states(
-        batch["tokens"][:, :-1],
+        tokens[:, :-1],
         prefix,
-        batch["mask"][:, :-1],
+        mask,
         prefix_ids=batch.get("prefix_ids"),
         after=after,
+        segments=segments,
     )
     with jax.named_scope("loss"):
         sums = cross_entropy(
             hidden,
             backbone.output_head,
-            batch["tokens"][:, 1:],
-            batch["loss_mask"][:, 1:].astype(jnp.float32),
+            tokens[:, 1:],
+            targets.astype(jnp.float32),
             label_smoothing,
         )
     smoothed, row_nll = cast(tuple[Array, Array], sums)
@@ -60,11 +70,21 @@ def loss_sums(
     return LossSums(nll, smoothed, row_nll)
 
 
-def divisor(batch: Batch, normalise: Literal["token", "sentence"]) -> Float[Array, ""]:
+def divisor(
+    batch: Batch,
+    normalise: Literal["token", "sentence"],
+    total: Callable[[Array], Array] = lambda number: number,
+) -> Float[Array, ""]:
     """What the summed loss is divided by: target tokens, or sentences that have any.
 
     `sentence` is the paper's objective: sum over a sentence, mean over the batch.
+    `total` adds up the numbers of all parts of the batch, where this is one of them.
     """
     targets = batch["loss_mask"][..., 1:]
-    number = targets.sum() if normalise == "token" else targets.any(-1).sum()
-    return jnp.maximum(number, 1).astype(jnp.float32)
+    if normalise == "token":
+        number = targets.sum()
+    elif "segments" in batch:
+        number = segments_with(targets, batch["segments"][..., 1:])
+    else:
+        number = targets.any(-1).sum()
+    return jnp.maximum(total(number), 1).astype(jnp.float32)

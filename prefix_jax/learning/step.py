@@ -7,6 +7,7 @@ all that ever happens to it.
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import cast, no_type_check
 
 import jax
@@ -15,11 +16,11 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Int, PRNGKeyArray
 
-from prefix_jax.config import TrainConfig
+from prefix_jax.config import Parallel, TrainConfig
 from prefix_jax.errors import InputError
 from prefix_jax.learning.loss import Batch, divisor, loss_sums
 from prefix_jax.learning.split import Params, merge
-from prefix_jax.mesh import by_rows, replicated
+from prefix_jax.mesh import by_rows, is_parted, layout, replicated
 from prefix_jax.model.gpt2 import GPT2
 from prefix_jax.model.kv import KV
 
@@ -58,15 +59,21 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     config: TrainConfig = TrainConfig(),
     mesh: Mesh | None = None,
+    parallel: Parallel = "jit",
 ) -> Step:
     """A compiled `step(state, frozen, batch) -> (state, metrics)`.
 
-    Batch rows are split over `mesh`'s data axis, state and backbone replicated; without
-    a mesh everything is on the default device. With `config.accumulate` = A, batches
-    of B rows are cut into A micro-batches of B/A whose gradients are added.
+    Batch rows are split over `mesh`, state and backbone lie as `mesh.layout` puts them;
+    without a mesh everything is on the default device. `pmap` runs the same step as one
+    program a device of the mesh, which add up their gradients. With a
+    `config.accumulate` of A, batches of B rows are cut into A micro-batches of B/A
+    whose gradients are added.
     Metrics are f32 scalars: loss (nats per target token), objective (what is
-    minimised), grad_norm, target_tokens.
+    minimised), grad_norm, target_tokens. Raises InputError for `pmap` without a mesh,
+    or with several processes.
     """
+    # A program that has some of the rows only adds up what is summed over rows.
+    total = partial(jax.lax.psum, axis_name="data") if parallel == "pmap" else _same
 
     def objective(trainable, frozen, batch, denominator, key):
         params = merge(trainable, frozen)
@@ -94,7 +101,7 @@ def make_train_step(
         )
 
     def step(state, frozen, batch):
-        denominator = divisor(batch, config.normalise)
+        denominator = divisor(batch, config.normalise, total)
         key = jax.random.fold_in(state.key, state.step)
         if config.accumulate == 1:
             (loss, nll), grads = grad(state.trainable, frozen, batch, denominator, key)
@@ -111,9 +118,10 @@ def make_train_step(
                 ((jnp.float32(0), jnp.float32(0)), zero),
                 micro_batches(batch),
             )
+        loss, nll, grads = total((loss, nll, grads))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
         trainable = cast(Params, optax.apply_updates(state.trainable, updates))
-        tokens = divisor(batch, "token")
+        tokens = divisor(batch, "token", total)
         metrics = {
             "loss": nll / tokens,
             "objective": loss,
@@ -122,15 +130,58 @@ def make_train_step(
         }
         return TrainState(state.step + 1, trainable, opt_state, state.key), metrics
 
+    if parallel == "pmap":
+        return _one_program_a_device(step, mesh)
     if mesh is None:
         return jax.jit(step, donate_argnums=0)
     whole, rows = replicated(mesh), by_rows(mesh)
+    if is_parted(mesh):
+
+        def constrained(state, frozen, batch):
+            new_state, metrics = step(state, frozen, batch)
+            place = jax.lax.with_sharding_constraint
+            return place(new_state, layout(new_state, mesh)), metrics
+
+        # The state and the backbone stay as they come: laid out (`mesh.layout`).
+        return jax.jit(
+            constrained,
+            donate_argnums=0,
+            in_shardings=(None, None, rows),
+        )
     return jax.jit(
         step,
         donate_argnums=0,
         in_shardings=(whole, whole, rows),
         out_shardings=(whole, whole),
     )
+
+
+def _same(tree):
+    return tree
+
+
+def _one_program_a_device(step: Step, mesh: Mesh | None) -> Step:
+    """`step`, with the batch's rows dealt out to the devices of the mesh by pmap."""
+    if mesh is None or jax.process_count() > 1:
+        raise InputError(
+            'parallel is "pmap", which needs a mesh and a single process (there are '
+            f'{jax.process_count()}); use "jit"'
+        )
+    run = jax.pmap(
+        step,
+        axis_name="data",
+        in_axes=(None, None, 0),
+        out_axes=None,
+        devices=list(mesh.devices.flat),
+        donate_argnums=0,
+    )
+
+    def dealt(state, frozen, batch):
+        number = mesh.size
+        parts = jax.tree.map(lambda x: x.reshape(number, -1, *x.shape[1:]), batch)
+        return run(state, frozen, parts)
+
+    return dealt
 
 
 def make_eval_step(
@@ -157,4 +208,5 @@ def make_eval_step(
     if mesh is None:
         return jax.jit(evaluate)
     whole, rows = replicated(mesh), by_rows(mesh)
-    return jax.jit(evaluate, in_shardings=(whole, whole, rows), out_shardings=whole)
+    where = None if is_parted(mesh) else whole
+    return jax.jit(evaluate, in_shardings=(where, where, rows), out_shardings=whole)

@@ -24,6 +24,7 @@ from prefix_jax.model.attention import KeyBlock, causal_mask, prefix_mask
 from prefix_jax.model.block import Block, Norm, Own, Slots, head_logits
 from prefix_jax.model.gpt2_config import GPT2Config
 from prefix_jax.model.kv import KV
+from prefix_jax.model.segments import segment_mask, segment_starts
 
 
 class Cache(NamedTuple):
@@ -94,10 +95,13 @@ class GPT2(nnx.Module):
         positions: Int[Array, "#B T"] | None = None,
         prefix_ids: Int[Array, " rows"] | None = None,
         after: Bool[Array, "B T"] | None = None,
+        segments: Int[Array, "B T"] | None = None,
     ) -> Float[Array, "B T V"]:
         """f32 logits of the next token; arguments as in `hidden_states`."""
         return self.logits(
-            self.hidden_states(tokens, prefix, mask, positions, prefix_ids, after)
+            self.hidden_states(
+                tokens, prefix, mask, positions, prefix_ids, after, segments
+            )
         )
 
     def hidden_states(
@@ -108,6 +112,7 @@ class GPT2(nnx.Module):
         positions: Int[Array, "#B T"] | None = None,
         prefix_ids: Int[Array, " rows"] | None = None,
         after: Bool[Array, "B T"] | None = None,
+        segments: Int[Array, "B T"] | None = None,
     ) -> Float[Array, "B T D"]:
         """What the logits are made of; arguments as in `forward`.
 
@@ -130,7 +135,12 @@ class GPT2(nnx.Module):
                 "(prefix_ids)"
             )
         return self.forward(
-            tokens, prefix=prefix, mask=mask, positions=positions, after=after
+            tokens,
+            prefix=prefix,
+            mask=mask,
+            positions=positions,
+            after=after,
+            segments=segments,
         ).hidden
 
     def forward(
@@ -144,6 +154,7 @@ class GPT2(nnx.Module):
         collect: bool = False,
         observe: bool = False,
         after: Bool[Array, "B T"] | None = None,
+        segments: Int[Array, "B T"] | None = None,
     ) -> Forward:
         """The layers over `tokens`, which see the prefix, the caches and each other.
 
@@ -156,20 +167,28 @@ class GPT2(nnx.Module):
         `collect` returns the tokens' own keys and values; `observe` the
         attention that they pay to a prefix that shares their softmax. `after` marks
         the tokens that come after an infix, which alone see it; for an infix only.
+        `segments` says which of the texts packed into its row each token belongs to,
+        numbered from 1 on (0: padding), in place of `mask`: every text sees the prefix
+        and itself and counts its own positions, so that rows may exceed the table.
         Raises InputError where the positions cannot fit the table.
         """
         rows, length = tokens.shape[:2]
         if prefix is not None:
             prefix.check_fit(self.config, rows, after)
+        if segments is not None and (caches or mask is not None):
+            raise ValueError("segments take the place of mask, and read no cache")
         if positions is None:
             if caches:
                 raise ValueError("after a cache, positions must be given")
-            positions = self._positions(prefix, rows, length, after)
+            positions = self._positions(prefix, rows, length, after, segments)
         if caches and (set(self.stack_sizes) != {1} or collect or observe):
             raise ValueError("caches are for a plain pass through unrolled layers")
         if mask is not None and any(cache.start is not None for cache in caches):
             raise ValueError("of tokens that go to a cache, its own mask tells")
-        own_mask = causal_mask(length, mask)
+        if segments is None:
+            own_mask = causal_mask(length, mask)
+        else:
+            own_mask = segment_mask(segments)
         prefix_layers = None
         if prefix is not None:
             prefix = prefix.cast(self.dtype, rows)
@@ -260,7 +279,10 @@ class GPT2(nnx.Module):
         with jax.named_scope("head"):
             return head_logits(hidden, self.output_head)
 
-    def _positions(self, prefix, rows, length, after):
+    def _positions(self, prefix, rows, length, after, segments):
+        shift = 0 if prefix is None else prefix.shift(rows, after)
+        if segments is not None:
+            return jnp.arange(length) - segment_starts(segments) + shift
         offset = 0 if prefix is None else prefix.position_offset
         limit = self.config.n_positions
         if offset + length > limit:
@@ -269,5 +291,4 @@ class GPT2(nnx.Module):
                 f"backbone has {limit}; shorten the text to {max(limit - offset, 0)} "
                 "tokens"
             )
-        shift = 0 if prefix is None else prefix.shift(rows, after)
         return jnp.arange(length)[None] + shift

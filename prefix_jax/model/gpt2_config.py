@@ -83,3 +83,12 @@ class GPT2Config:
         if isinstance(ends, list):  # several may end a text; the first is written
             fields["eos_token_id"] = ends[0] if ends else None
         return cls(**fields)
+
+
+RELEASED = {
+    "gpt2": GPT2Config(),
+    "gpt2-medium": GPT2Config(n_embd=1024, n_layer=24, n_head=16),
+    "gpt2-large": GPT2Config(n_embd=1280, n_layer=36, n_head=20),
+    "gpt2-xl": GPT2Config(n_embd=1600, n_layer=48, n_head=25),
+}
+"""What the hub's config.json says of OpenAI's releases, by their names there."""

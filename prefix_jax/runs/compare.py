@@ -17,6 +17,7 @@ from prefix_jax.runs.prepare import prepare
 from prefix_jax.runs.record import check_folder, check_run
 from prefix_jax.runs.result import stored_bytes
 from prefix_jax.runs.samples import spread
+from prefix_jax.runs.show import show_size
 from prefix_jax.runs.trial import run_trial
 from prefix_jax.runs.validate import Written
 from prefix_jax.scoring.metrics import metrics_of, show
@@ -163,15 +164,6 @@ def _table(rows: Sequence[Row], split: Split) -> Table:
 def _main_score(scores: Evaluation) -> list[str]:
     """Name and value of the first score, where there is one."""
     return [show(*one) for one in list(scores.scores.items())[:1]]
-
-
-def show_size(number: int) -> str:
-    """Bytes in the largest unit of which there is one."""
-    size, units = float(number), ["B", "KiB", "MiB", "GiB"]
-    while size >= 1024 and len(units) > 1:
-        size /= 1024
-        units.pop(0)
-    return f"{size:.0f} {units[0]}" if number else "0"
 
 
 def _show_samples(texts: Mapping[Compared, Written], console: Console) -> None:

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import TypedDict
 
+import grain
 import jax
 import numpy as np
 from jax.sharding import Mesh
@@ -13,7 +14,8 @@ from jaxtyping import Float
 from transformers import PreTrainedTokenizerFast
 
 from prefix_jax.config import BackboneConfig, Config, Dtype
-from prefix_jax.data.batches import choose_buckets
+from prefix_jax.data.batches import Batch, choose_buckets, train_batches
+from prefix_jax.data.bins import Bins, packed_batches
 from prefix_jax.data.packing import pack_documents, packed_rows
 from prefix_jax.data.tasks import (
     Example,
@@ -26,7 +28,7 @@ from prefix_jax.data.tokens import Row, encode_examples, separators, text_room
 from prefix_jax.data_config import DataConfig, Split
 from prefix_jax.errors import InputError
 from prefix_jax.learning.split import Params, folded
-from prefix_jax.mesh import make_mesh, replicated
+from prefix_jax.mesh import layout, make_mesh
 from prefix_jax.model.gpt2 import GPT2
 from prefix_jax.model.kv import KV
 from prefix_jax.model.loading import load_backbone, load_config, load_tokenizer
@@ -136,6 +138,28 @@ class Setup:
         report = f"{len(rows):,} packed rows of {config.max_length} tokens"
         return Rows(rows, (), report, (config.max_length,))
 
+    def bins(self, rows: Rows) -> Bins | None:
+        """How rows are packed, if that is asked for."""
+        length = self.config.data.pack
+        lengths = np.array([len(row.tokens) for row in rows.rows])
+        return Bins(lengths, length, self.config.train.seed) if length else None
+
+    def train_batches(
+        self, rows: Rows, bins: Bins | None
+    ) -> grain.DatasetIterator[Batch]:
+        """This process's share of endless batches of `rows`."""
+        config = self.config
+        how = {
+            "batch_size": config.train.batch_size,
+            "seed": config.train.seed,
+            "pad_id": self.pad_id,
+            "process_index": jax.process_index(),
+            "process_count": jax.process_count(),
+        }
+        if bins is not None:
+            return packed_batches(rows.rows, bins, **how)
+        return train_batches(rows.rows, buckets=rows.buckets, **how)
+
     def initial_params(self, train: Rows) -> Params:
         """The parameter tree at step 0; a prefix is in it only if it is trained.
 
@@ -236,7 +260,7 @@ def prepare(config: Config) -> Setup:
         backbone = load_backbone(name, **how)
     return Setup(
         config,
-        jax.device_put(backbone, replicated(mesh)),
+        jax.device_put(backbone, layout(backbone, mesh)),
         load_tokenizer(name),
         mesh,
         fingerprint(backbone),

@@ -7,7 +7,7 @@ import jax
 from prefix_jax.data.sources import is_e2e
 from prefix_jax.errors import InputError
 from prefix_jax.learning.split import Params
-from prefix_jax.mesh import replicated
+from prefix_jax.mesh import layout
 from prefix_jax.model.gpt2 import GPT2
 from prefix_jax.model.kv import KV
 from prefix_jax.model.loading import load_backbone
@@ -59,7 +59,7 @@ def load_result(folder: Path, setup: Setup) -> tuple[GPT2, KV | None]:
         return setup.backbone, prefix
     how = how_to_load(setup.config.backbone, setup.mesh)
     tuned = load_backbone(str(folder), **how)
-    return jax.device_put(tuned, replicated(setup.mesh)), None
+    return jax.device_put(tuned, layout(tuned, setup.mesh)), None
 
 
 def stored_bytes(folder: Path) -> int:

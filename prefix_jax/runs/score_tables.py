@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from prefix_jax.runs.compare import LABELS, show_size
+from prefix_jax.runs.compare import LABELS
 from prefix_jax.runs.evaluation import (
     LARGEST_TABLE,
     Evaluation,
@@ -13,6 +13,7 @@ from prefix_jax.runs.evaluation import (
 )
 from prefix_jax.runs.folders import Run
 from prefix_jax.runs.page import NOTHING, evaluation_label, setting
+from prefix_jax.runs.show import show_size
 from prefix_jax.scoring.metrics import NAMES, show_value
 
 

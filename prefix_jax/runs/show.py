@@ -139,3 +139,12 @@ def _table(found: Inspection) -> Table:
 
 def _norm(norm: float, ratio: float | None) -> str:
     return f"{norm:.2f}" if ratio is None else f"{norm:.2f} ({ratio:.1f}x)"
+
+
+def show_size(number: int) -> str:
+    """Bytes in the largest unit of which there is one."""
+    size, units = float(number), ["B", "KiB", "MiB", "GiB"]
+    while size >= 1024 and len(units) > 1:
+        size /= 1024
+        units.pop(0)
+    return f"{size:.0f} {units[0]}" if number else "0"

@@ -24,12 +24,11 @@ import numpy as np
 from rich.console import Console
 
 from prefix_jax.config import Config
-from prefix_jax.data.batches import train_batches
 from prefix_jax.errors import InputError
 from prefix_jax.learning.optim import make_schedule
 from prefix_jax.learning.split import Params, count, finite, folded, merge, split
 from prefix_jax.learning.step import TrainState, init_train_state
-from prefix_jax.mesh import put_batch, replicated
+from prefix_jax.mesh import layout, put_batch
 from prefix_jax.runs.interrupt import Interrupt
 from prefix_jax.runs.prepare import Setup, prepare
 from prefix_jax.runs.programs import train_program
@@ -122,21 +121,12 @@ class _Run:
         trainable, frozen = split(params, config.train.method)
         optimizer, self.step = train_program(config, setup.mesh)
         key = jax.random.key(config.train.seed)
-        whole = replicated(setup.mesh)
-        self.state: TrainState = jax.device_put(
-            init_train_state(trainable, optimizer, key), whole
-        )
-        self.frozen: Params = jax.device_put(frozen, whole)
+        state = init_train_state(trainable, optimizer, key)
+        self.state: TrainState = jax.device_put(state, layout(state, setup.mesh))
+        self.frozen: Params = jax.device_put(frozen, layout(frozen, setup.mesh))
         self.schedule = make_schedule(config.optim, config.train.steps)
-        self.batches = train_batches(
-            rows.rows,
-            batch_size=config.train.batch_size,
-            seed=config.train.seed,
-            buckets=rows.buckets,
-            pad_id=setup.pad_id,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
+        bins = setup.bins(rows)
+        self.batches = setup.train_batches(rows, bins)
         self.validate = Validator(setup, held_out, config.train.eval_batches)
         self.samples = SampleLog(setup, held_out, workdir)
         self.best: Validation  # from the checkpoint, or the validation at the start
@@ -146,7 +136,9 @@ class _Run:
         self.trained = count(trainable)
         self.share = self.trained / count(setup.backbone)
         self.say(
-            f"training   {rows.report}\nvalidation {held_out.report}\n"
+            f"training   {rows.report}\n"
+            + (f"           {bins}\n" if bins else "")
+            + f"validation {held_out.report}\n"
             f"method {config.train.method}: {self.trained:,} numbers trained, "
             f"{self.share:.2%} of the backbone's {count(setup.backbone):,}"
             f"{self._devices()}"

@@ -1,0 +1,245 @@
+"""A recipe's programs, compiled for a TPU slice that need not be there.
+
+The compiler for TPUs (libtpu, the extra `tpu`) works on any machine. It knows the
+chips' memory and refuses a program that does not fit it: what is compiled here fits
+there. It says nothing about speed or numbers.
+"""
+
+import dataclasses
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from rich.console import Console
+from rich.table import Table
+
+from prefix_jax.config import Config
+from prefix_jax.decoding.beam import beam_search
+from prefix_jax.decoding.rules import Rules
+from prefix_jax.decoding.sample import sample
+from prefix_jax.errors import InputError, first_line
+from prefix_jax.mesh import make_mesh, replicated
+from prefix_jax.runs.collectives import Collective, collectives
+from prefix_jax.runs.programs import train_program
+from prefix_jax.runs.shapes import (
+    backbone_config,
+    backbone_shapes,
+    batch_shapes,
+    train_shapes,
+)
+from prefix_jax.runs.show import show_size
+
+Program = Literal["train", "decode"]
+
+MEMORY = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32, "tpu7x": 192}
+"""GB of each chip, by Google's documentation (cloud.google.com/tpu/docs)."""
+
+MOST = 10
+"""Kinds of collectives that are shown."""
+
+ADVICE = (
+    "to make it fit: backbone.remat True, a higher train.accumulate, backbone.dtype "
+    "bfloat16, mesh.fsdp or mesh.tensor (they part the backbone over devices), or a "
+    "lower train.batch_size, data.max_length or decode.batch_size"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """What the compiler says of one program; bytes are of each device."""
+
+    program: Program
+    topology: str
+    devices: int
+    seconds: float
+    """To compile it."""
+    held: dict[str, int]
+    """Bytes of the arguments: backbone, what is trained with its optimizer, batch."""
+    temporary: int
+    """Bytes needed besides while it runs."""
+    refusal: str = ""
+    """Why it does not fit, in the compiler's words; "": it fits."""
+    collectives: tuple[Collective, ...] = ()
+
+    @property
+    def total(self) -> int:
+        return sum(self.held.values()) + self.temporary
+
+
+def slice_devices(topology: str) -> Sequence:
+    """Descriptions of a TPU slice's devices, such as those of "v5e:4x4".
+
+    Raises InputError without the compiler, and for a slice that it does not know.
+    """
+    # Else libtpu asks the cloud which machine this is, for minutes.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    from jax.experimental import topologies
+
+    try:
+        found = topologies.get_topology_desc(platform="tpu", topology_name=topology)
+    except Exception as error:  # jax has no type of its own for either
+        text = str(error)
+        if "libtpu" in text.lower() or "unknown backend" in text.lower():
+            raise InputError(
+                "the compiler for TPUs is not here: pip install 'prefix_jax[tpu]' "
+                f"({first_line(error)})"
+            ) from error
+        raise InputError(
+            f'topology "{topology}" is not known ({first_line(error)}); expected a '
+            "chip and how many of them, such as v5e:4x4, v4:2x2x1, v5p:2x2x1 or "
+            "v6e:2x2"
+        ) from error
+    return found.devices
+
+
+def compile_programs(
+    config: Config,
+    topology: str,
+    programs: Sequence[Program] = ("train", "decode"),
+    say: Callable[[str], None] = lambda text: None,
+) -> list[Compiled]:
+    """Compile a recipe's training step and its decoding loop for a slice.
+
+    Rows of a batch are as long as the recipe allows. Raises InputError.
+    """
+    config = config.resolved()
+    rows = config.train.batch_size // config.train.accumulate
+    mesh = make_mesh(config.mesh, batch_size=rows, devices=slice_devices(topology))
+    lower = {"train": _lower_train, "decode": _lower_decode}
+    found = []
+    for program in programs:
+        say(f"compiling {program} for {topology}, {mesh.size} devices ...")
+        lowered, held = lower[program](config, mesh)
+        started = time.monotonic()
+        refusal, temporary = "", 0
+        between: tuple[Collective, ...] = ()
+        try:
+            compiled = lowered.compile()
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            refusal = first_line(error)
+        else:
+            temporary = compiled.memory_analysis().temp_size_in_bytes
+            between = tuple(collectives(compiled.as_text()))
+        found.append(
+            Compiled(
+                program,
+                topology,
+                mesh.size,
+                time.monotonic() - started,
+                held,
+                temporary,
+                refusal,
+                between,
+            )
+        )
+    return found
+
+
+def _lower_train(config: Config, mesh: Mesh):
+    state, frozen = train_shapes(config, mesh)
+    batch = batch_shapes(config, mesh)
+    _, step = train_program(config, mesh)
+    held = {
+        "backbone": _bytes((state.trainable.get("backbone"), frozen)),
+        "prefix": _bytes(state.trainable.get("prefix")),
+        "optimizer": _bytes(state.opt_state),
+        "batch": _bytes(batch),
+    }
+    return jax.jit(step).lower(state, frozen, batch), held
+
+
+def _lower_decode(config: Config, mesh: Mesh):
+    decode, prefix = config.decode, None
+    backbone = backbone_shapes(config, mesh)
+    if config.train.method == "prefix":
+        state, frozen = train_shapes(config, mesh)
+
+        def fold(prefix, backbone):
+            return prefix.fold(backbone).cast(backbone.dtype, rows=1)
+
+        trained = state.trainable.get("prefix")
+        kv = jax.eval_shape(fold, trained, frozen["backbone"])
+        prefix = jax.tree.map(lambda x: _whole(x.shape, x.dtype, mesh), kv)
+    room = backbone.config.n_positions - decode.max_new_tokens
+    longest = 1 << (max(1, min(config.data.max_length, room)).bit_length() - 1)
+    text = decode.batch_size, longest
+    inputs = {
+        "tokens": _whole(text, jnp.int32, mesh),
+        "mask": _whole(text, jnp.bool_, mesh),
+    }
+    held = {"backbone": _bytes(backbone), "prefix": _bytes(prefix)}
+    held["batch"] = _bytes(inputs)
+    end = backbone_config(config.backbone.name).eos_token_id
+    how = {
+        "max_new_tokens": decode.max_new_tokens,
+        "rules": Rules.of(decode, () if end is None else (end,)),
+    }
+    if decode.method == "beam":
+        how |= {
+            "width": decode.beams,
+            "length_penalty": decode.length_penalty,
+            "early_stopping": decode.early_stopping,
+        }
+        return beam_search.lower(backbone, prefix, **inputs, **how), held
+    keys = jax.eval_shape(
+        lambda: jax.random.split(jax.random.key(0), decode.batch_size)
+    )
+    inputs["keys"] = _whole(keys.shape, keys.dtype, mesh)
+    how["group"] = decode.sequences
+    return sample.lower(backbone, prefix, **inputs, **how), held
+
+
+def _whole(shape, dtype, mesh) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=replicated(mesh))
+
+
+def _bytes(tree) -> int:
+    """Of each device's part of a tree."""
+
+    def one(leaf):
+        shape = leaf.sharding.shard_shape(leaf.shape)
+        return math.prod(shape) * leaf.dtype.itemsize
+
+    return sum(one(leaf) for leaf in jax.tree.leaves(tree))
+
+
+def print_compiled(found: Sequence[Compiled], console: Console) -> None:
+    """Memory and collectives of each program, and what to do where one does not fit."""
+    for one in found:
+        chip = one.topology.partition(":")[0]
+        memory = MEMORY.get(chip)
+        verdict = "does NOT fit" if one.refusal else "fits"
+        console.print(
+            f"\n{one.program} on {one.topology} ({one.devices} devices): {verdict}, "
+            f"compiled in {one.seconds:.0f} s",
+            highlight=False,
+        )
+        table = Table(caption=f"of {memory} GB on each chip" if memory else None)
+        table.add_column("memory of each device")
+        table.add_column("bytes", justify="right")
+        for name, size in one.held.items():
+            table.add_row(name, show_size(size))
+        if not one.refusal:
+            table.add_row("temporary", show_size(one.temporary))
+            table.add_row("in all", show_size(one.total))
+        console.print(table)
+        if one.refusal:
+            console.print(f"{one.refusal}\n{ADVICE}", highlight=False, markup=False)
+            continue
+        table = Table(caption=None if one.collectives else "no collectives")
+        for name in ("collective", "array", "bytes", "times"):
+            table.add_column(name, justify="left" if name in "collective" else "right")
+        for row in one.collectives[:MOST]:
+            table.add_row(row.kind, row.array, show_size(row.bytes), str(row.times))
+        if len(one.collectives) > MOST:
+            rest = one.collectives[MOST:]
+            size = show_size(sum(row.bytes * row.times for row in rest))
+            table.add_row(f"{len(rest)} smaller kinds", "", size, "")
+        console.print(table)

@@ -1,0 +1,90 @@
+"""What a run's programs take, as shapes alone: no weight is made or read."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from prefix_jax.config import Config
+from prefix_jax.data_config import DataConfig
+from prefix_jax.learning.optim import make_optimizer
+from prefix_jax.learning.split import Params, split
+from prefix_jax.learning.step import TrainState, init_train_state
+from prefix_jax.mesh import by_rows, layout
+from prefix_jax.model.gpt2 import GPT2
+from prefix_jax.model.gpt2_config import RELEASED, GPT2Config
+from prefix_jax.model.loading import load_config
+from prefix_jax.model.prefix import init_prefix
+from prefix_jax.prefix_config import PrefixConfig
+
+Batch = Mapping[str, jax.ShapeDtypeStruct]
+
+
+def backbone_config(name: str) -> GPT2Config:
+    """Of OpenAI's GPT-2s without a look at any file, else as `load_config`."""
+    return RELEASED.get(name) or load_config(name)
+
+
+def backbone_shapes(config: Config, mesh: Mesh | None = None) -> GPT2:
+    """The backbone, as the recipe wants it on these devices."""
+    wanted = config.backbone
+
+    def make(key):
+        shape = backbone_config(wanted.name)
+        made = GPT2(shape, key=key, dtype=wanted.dtype, remat=wanted.remat)
+        made.unroll = bool(wanted.unroll)
+        if wanted.weights == "pretrained":
+            made = jax.tree.map(lambda x: x.astype(made.dtype), made)
+        return made
+
+    return _placed(jax.eval_shape(make, jax.random.key(0)), mesh)
+
+
+def train_shapes(config: Config, mesh: Mesh | None = None) -> tuple[TrainState, Params]:
+    """State and frozen parameters before the first step."""
+    optimizer = make_optimizer(config.optim, config.train.steps)
+
+    def start(backbone, key):
+        params: Params = {"backbone": backbone}
+        if config.train.method == "prefix":
+            params["prefix"] = init_prefix(backbone, _unread(config.prefix), key=key)
+        trainable, frozen = split(params, config.train.method)
+        return init_train_state(trainable, optimizer, key), frozen
+
+    shapes = jax.eval_shape(start, backbone_shapes(config), jax.random.key(0))
+    return _placed(shapes, mesh)
+
+
+def batch_shapes(config: Config, mesh: Mesh | None = None) -> Batch:
+    """The largest batch that the step is compiled for."""
+    data: DataConfig = config.data
+    rows = config.train.batch_size, data.pack or max((data.max_length, *data.buckets))
+    kinds = {"tokens": jnp.int32, "mask": jnp.bool_, "loss_mask": jnp.bool_}
+    if data.pack:
+        kinds["segments"] = jnp.int32
+    where = None if mesh is None else by_rows(mesh)
+    return {
+        name: jax.ShapeDtypeStruct(rows, kind, sharding=where)
+        for name, kind in kinds.items()
+    }
+
+
+def _unread(config: PrefixConfig) -> PrefixConfig:
+    """A prefix of the same shape that starts from nothing that must be read."""
+    plain = PrefixConfig()
+    names = ("words", "labels", "start", "examples")
+    return dataclasses.replace(
+        config, init="random", **{name: getattr(plain, name) for name in names}
+    )
+
+
+def _placed(shapes, mesh):
+    if mesh is None:
+        return shapes
+    return jax.tree.map(
+        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+        shapes,
+        layout(shapes, mesh),
+    )
