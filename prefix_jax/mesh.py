@@ -32,16 +32,16 @@ def make_mesh(
     config: MeshConfig = MeshConfig(),
     *,
     batch_size: int | None = None,
-    devices: Sequence | None = None,
+    given: Sequence | None = None,
 ) -> Mesh:
     """A mesh with the axes `data`, `fsdp` and `tensor`, of the sizes in `config`.
 
     `data` None: as many devices as can share a batch of `batch_size` rows evenly; all,
-    where several processes each have some. `devices`: those to take, first ones first
-    (None: all that there are). Raises InputError for more devices than there are, or a
-    batch they cannot share.
+    where several processes each have some. `given`: devices to take in their order, in
+    place of those that are there. Raises InputError for more devices than there are,
+    or a batch they cannot share.
     """
-    devices = jax.devices() if devices is None else devices
+    devices = jax.devices() if given is None else given
     parts = config.fsdp * config.tensor
     data = config.data
     if data is None:
@@ -64,13 +64,13 @@ def make_mesh(
             f"devices; use a multiple of {data * config.fsdp}, or fewer devices with "
             "mesh.data and mesh.fsdp"
         )
+    shape = (data, config.fsdp, config.tensor)
     # Auto axes: with make_mesh's default (Explicit) an embedding lookup is an error.
-    return jax.make_mesh(
-        (data, config.fsdp, config.tensor),
-        AXES,
-        axis_types=(AxisType.Auto,) * len(AXES),
-        devices=devices[:number],
-    )
+    kinds = (AxisType.Auto,) * len(AXES)
+    if given is None:
+        return jax.make_mesh(shape, AXES, axis_types=kinds, devices=devices[:number])
+    # make_mesh refuses descriptions of chips whose cores are devices of their own.
+    return Mesh(np.array(devices[:number]).reshape(shape), AXES, axis_types=kinds)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -3,59 +3,26 @@
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from prefix_jax.config import Config
 from prefix_jax.errors import InputError
 from prefix_jax.learning.optim import make_optimizer
-from prefix_jax.learning.split import split
-from prefix_jax.learning.step import init_train_state, make_train_step
-from prefix_jax.model.gpt2 import GPT2
-from prefix_jax.model.gpt2_config import GPT2Config
-from prefix_jax.model.loading import load_config
-from prefix_jax.model.prefix import init_prefix
+from prefix_jax.learning.step import make_train_step
 from prefix_jax.recipe import load_recipe
+from prefix_jax.runs.shapes import batch_shapes, train_shapes
 
 REPOSITORY = Path(__file__).parents[1]
 RECIPES = sorted((REPOSITORY / "configs").glob("*.py"))
 
-# What the hub's config.json says of the backbones that are not bundled.
-SHAPES = {
-    "gpt2-medium": GPT2Config(n_embd=1024, n_layer=24, n_head=16),
-    "gpt2-large": GPT2Config(n_embd=1280, n_layer=36, n_head=20),
-}
-
 
 def lower(config: Config):
     """The training step on shapes alone: no weight is ever made."""
-    name = config.backbone.name
-    shape = SHAPES[name] if name in SHAPES else load_config(name)
-
-    def start(key):
-        backbone = GPT2(
-            shape, key=key, dtype=config.backbone.dtype, remat=config.backbone.remat
-        )
-        if config.backbone.weights == "pretrained":
-            backbone = jax.tree.map(lambda x: x.astype(backbone.dtype), backbone)
-        params = {"backbone": backbone}
-        if config.train.method == "prefix":
-            params["prefix"] = init_prefix(
-                backbone, config.prefix, key=key, examples=[range(50)]
-            )
-        trainable, frozen = split(params, config.train.method)
-        return init_train_state(trainable, optimizer, key), frozen
-
+    state, frozen = train_shapes(config)
     optimizer = make_optimizer(config.optim, config.train.steps)
-    state, frozen = jax.eval_shape(start, jax.random.key(0))
-    rows = (config.train.batch_size, min(config.data.max_length, 128))
-    batch = {
-        "tokens": jax.ShapeDtypeStruct(rows, jnp.int32),
-        "mask": jax.ShapeDtypeStruct(rows, jnp.bool_),
-        "loss_mask": jax.ShapeDtypeStruct(rows, jnp.bool_),
-    }
-    return make_train_step(optimizer, config.train).lower(state, frozen, batch)
+    step = jax.jit(make_train_step(optimizer, config.train))
+    return step.lower(state, frozen, batch_shapes(config))
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

@@ -1,15 +1,16 @@
 """What devices send to each other, read out of a compiled program's HLO text."""
 
 import collections
+import dataclasses
 import math
 import re
-from typing import NamedTuple
 
 _KINDS = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _OPERATION = re.compile(rf" = (.*?) ({_KINDS})(-start)?\(")
-_WHILE = re.compile(r" while\(.*body=%?([\w.\-]+)")
-_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+_WHILE = re.compile(r" while\(.*condition=%?([\w.\-]+), body=%?([\w.\-]+)")
+_UNTIL = re.compile(r"ROOT .* compare\(.*?%?([\w.\-]+)\), direction=LT")
+_CONSTANT = re.compile(r"%?([\w.\-]+) = s32\[\]\S* constant\((\d+)\)")
 _CALLED = re.compile(
     r"(?:calls|to_apply|condition|body|true_computation|false_computation)"
     r"=%?([\w.\-]+)|branch_computations=\{([^}]*)\}"
@@ -17,7 +18,8 @@ _CALLED = re.compile(
 _ARRAY = re.compile(r"\b(pred|[sufb]\w*?(\d+)\w*)\[([\d,]*)\]")
 
 
-class Collective(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Collective:
     """One kind of operation between devices on arrays of one shape."""
 
     kind: str
@@ -38,10 +40,9 @@ def collectives(hlo: str) -> list[Collective]:
         times[name] += factor
         for line in lines.get(name, ()):
             loop = _WHILE.search(line)
-            trips = _TRIPS.search(line)
             for called in _called(line):
-                inner = int(trips[1]) if trips and loop and called == loop[1] else 1
-                count(called, factor * inner)
+                rounds = _trips(lines[loop[1]]) if loop and called == loop[2] else 1
+                count(called, factor * rounds)
 
     count(entry, 1)
     found: collections.Counter[tuple[str, str, int]] = collections.Counter()
@@ -63,9 +64,19 @@ def _computations(hlo: str) -> tuple[dict[str, list[str]], str]:
             name = begins[2]
             lines[name] = []
             entry = name if begins[1] else entry
+        elif line == "}":
+            name = ""
         elif name:
             lines[name].append(line)
     return lines, entry
+
+
+def _trips(condition: list[str]) -> int:
+    """Rounds of a loop that counts from 0 to a constant, as scans do; of others 1."""
+    until = _UNTIL.search(condition[-1])
+    found = [_CONSTANT.search(line) for line in condition]
+    numbers = {one[1]: int(one[2]) for one in found if one}
+    return numbers.get(until[1], 1) if until else 1
 
 
 def _called(line: str) -> list[str]:

@@ -5,6 +5,7 @@ chips' memory and refuses a program that does not fit it: what is compiled here 
 there. It says nothing about speed or numbers.
 """
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -14,6 +15,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 from rich.console import Console
 from rich.table import Table
@@ -23,6 +25,7 @@ from prefix_jax.decoding.beam import beam_search
 from prefix_jax.decoding.rules import Rules
 from prefix_jax.decoding.sample import sample
 from prefix_jax.errors import InputError, first_line
+from prefix_jax.learning.split import folded, merge
 from prefix_jax.mesh import make_mesh, replicated
 from prefix_jax.runs.collectives import Collective, collectives
 from prefix_jax.runs.programs import train_program
@@ -39,11 +42,14 @@ Program = Literal["train", "decode"]
 MEMORY = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32, "tpu7x": 192}
 """GB of each chip, by Google's documentation (cloud.google.com/tpu/docs)."""
 
+TWO_CORES = ("v4", "tpu7x")
+"""Chips that are two devices here."""
+
 MOST = 10
 """Kinds of collectives that are shown."""
 
 ADVICE = (
-    "to make it fit: backbone.remat True, a higher train.accumulate, backbone.dtype "
+    "to make it fit: --backbone.remat, a higher train.accumulate, backbone.dtype "
     "bfloat16, mesh.fsdp or mesh.tensor (they part the backbone over devices), or a "
     "lower train.batch_size, data.max_length or decode.batch_size"
 )
@@ -76,8 +82,13 @@ def slice_devices(topology: str) -> Sequence:
 
     Raises InputError without the compiler, and for a slice that it does not know.
     """
-    # Else libtpu asks the cloud which machine this is, for minutes.
+    # Else libtpu asks the cloud which machine this is, for minutes, and complains.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
+    os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
+    # Several processes may compile at once: none of them has a chip.
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     from jax.experimental import topologies
 
     try:
@@ -109,7 +120,7 @@ def compile_programs(
     """
     config = config.resolved()
     rows = config.train.batch_size // config.train.accumulate
-    mesh = make_mesh(config.mesh, batch_size=rows, devices=slice_devices(topology))
+    mesh = make_mesh(config.mesh, batch_size=rows, given=slice_devices(topology))
     lower = {"train": _lower_train, "decode": _lower_decode}
     found = []
     for program in programs:
@@ -119,14 +130,17 @@ def compile_programs(
         refusal, temporary = "", 0
         between: tuple[Collective, ...] = ()
         try:
-            compiled = lowered.compile()
+            with _no_cache():
+                compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             refusal = first_line(error)
         else:
-            temporary = compiled.memory_analysis().temp_size_in_bytes
-            between = tuple(collectives(compiled.as_text()))
+            memory, text = compiled.memory_analysis(), compiled.as_text()
+            assert memory is not None and text is not None  # TPUs tell both
+            temporary = memory.temp_size_in_bytes
+            between = tuple(collectives(text))
         found.append(
             Compiled(
                 program,
@@ -142,13 +156,29 @@ def compile_programs(
     return found
 
 
+@contextlib.contextmanager
+def _no_cache():
+    """A program for a slice that is not there can be stored, but not read again."""
+    name = "jax_enable_compilation_cache"
+    before = getattr(jax.config, name)
+    jax.config.update(name, False)
+    compilation_cache.reset_cache()  # it remembers whether it is in use
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
+        compilation_cache.reset_cache()
+
+
 def _lower_train(config: Config, mesh: Mesh):
     state, frozen = train_shapes(config, mesh)
     batch = batch_shapes(config, mesh)
     _, step = train_program(config, mesh)
     held = {
-        "backbone": _bytes((state.trainable.get("backbone"), frozen)),
-        "prefix": _bytes(state.trainable.get("prefix")),
+        name: _bytes((state.trainable.get(name), frozen.get(name)))
+        for name in ("backbone", "prefix")
+    }
+    held |= {
         "optimizer": _bytes(state.opt_state),
         "batch": _bytes(batch),
     }
@@ -161,11 +191,11 @@ def _lower_decode(config: Config, mesh: Mesh):
     if config.train.method == "prefix":
         state, frozen = train_shapes(config, mesh)
 
-        def fold(prefix, backbone):
-            return prefix.fold(backbone).cast(backbone.dtype, rows=1)
+        def fold(trainable, frozen):
+            kv = folded(merge(trainable, frozen))
+            return kv and kv.cast(backbone.dtype, rows=1)
 
-        trained = state.trainable.get("prefix")
-        kv = jax.eval_shape(fold, trained, frozen["backbone"])
+        kv = jax.eval_shape(fold, state.trainable, frozen)
         prefix = jax.tree.map(lambda x: _whole(x.shape, x.dtype, mesh), kv)
     room = backbone.config.n_positions - decode.max_new_tokens
     longest = 1 << (max(1, min(config.data.max_length, room)).bit_length() - 1)
@@ -215,13 +245,14 @@ def print_compiled(found: Sequence[Compiled], console: Console) -> None:
     for one in found:
         chip = one.topology.partition(":")[0]
         memory = MEMORY.get(chip)
+        share = " of two devices" if chip in TWO_CORES else ""
         verdict = "does NOT fit" if one.refusal else "fits"
         console.print(
             f"\n{one.program} on {one.topology} ({one.devices} devices): {verdict}, "
             f"compiled in {one.seconds:.0f} s",
             highlight=False,
         )
-        table = Table(caption=f"of {memory} GB on each chip" if memory else None)
+        table = Table(caption=f"{memory} GB a chip{share}" if memory else None)
         table.add_column("memory of each device")
         table.add_column("bytes", justify="right")
         for name, size in one.held.items():

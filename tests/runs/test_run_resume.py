@@ -50,6 +50,20 @@ def test_crash_and_resume_equals_the_straight_run(
     ).read_text()
 
 
+def test_a_packed_run_resumes_exactly(config, tmp_path, monkeypatch):
+    packed = config.replaced({"data.pack": 128, "train.samples": 0})
+    told: list[str] = []
+    console = quiet()
+    console.print = lambda text, **_: told.append(text)
+    assert train(packed, tmp_path / "straight", console).finished
+    assert "packed rows of 128 tokens" in told[0]
+    crash_at(6, monkeypatch)
+    with pytest.raises(Crash):
+        train(packed, tmp_path / "run", quiet())
+    assert train(packed, tmp_path / "run", quiet()).finished
+    assert lines(tmp_path / "straight") == lines(tmp_path / "run")
+
+
 def test_a_sample_that_was_half_written_is_left_out(config, finished, tmp_path):
     """Also where the process was killed between the bytes of a letter."""
     shutil.copytree(finished, tmp_path / "run")

@@ -1,0 +1,141 @@
+"""Programs compiled for TPU slices that are not there (needs libtpu)."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from prefix_jax.runs.collectives import collectives
+
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed"
+)
+CONFIGS = Path(__file__).parents[2] / "configs"
+SLICES = ["v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2"]
+
+
+def compile_(*options, recipe="two_by_two", status=0, out=None):
+    """The command in a process of its own: libtpu ends at XLA's flags for CPUs."""
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    command = [sys.executable, "-m", "prefix_jax", "compile"]
+    command += [str(CONFIGS / f"{recipe}.py"), *options]
+    if out is not None:
+        command += ["--out", str(out)]
+    ended = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert ended.returncode == status, ended.stderr
+    found = None if out is None else json.loads(out.read_text())
+    return ended.stdout + ended.stderr, found
+
+
+SMALL = ["--train.batch-size", "8", "--data.max-length", "32"]
+TRAIN = [*SMALL, "--programs", "train"]
+
+
+@needs_libtpu
+@pytest.mark.slow
+@pytest.mark.parametrize("topology", SLICES)
+def test_devices_send_no_more_than_the_gradient(tmp_path, topology):
+    """Split by data: no all-gather; the prefix's gradient once, in f32."""
+    dtype = "bfloat16" if topology.startswith("v5e") else "float32"
+    _, [train] = compile_(
+        *(*TRAIN, "--topology", topology, "--backbone.dtype", dtype),
+        out=tmp_path / "out.json",
+    )
+    assert train["devices"] == (8 if topology.startswith("v4") else 4)
+    assert {one["kind"] for one in train["collectives"]} == {"all-reduce"}
+    assert not any("bf16" in one["array"] for one in train["collectives"])
+    sent = sum(one["bytes"] * one["times"] for one in train["collectives"])
+    trained = train["held"]["optimizer"] / 2  # Adam keeps two numbers for each
+    assert trained <= sent <= 2 * trained
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_a_parted_backbone_is_held_in_parts(tmp_path):
+    mesh = ["--mesh.fsdp", "2", "--mesh.tensor", "2"]
+    options = [*TRAIN, "--topology", "v5e:2x2"]
+    _, [whole] = compile_(*options, out=tmp_path / "whole.json")
+    _, [parted] = compile_(*options, *mesh, out=tmp_path / "parted.json")
+    assert parted["held"]["backbone"] < 0.5 * whole["held"]["backbone"]
+    assert parted["held"]["prefix"] == whole["held"]["prefix"]
+    assert "all-gather" in {one["kind"] for one in parted["collectives"]}
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_the_command_prints_and_stores_both_programs(tmp_path):
+    short = ["--decode.max-new-tokens", "4", "--data.max-length", "16"]
+    printed, [train, decode] = compile_(
+        *short, "--topology", "v5e:2x2", out=tmp_path / "out.json"
+    )
+    assert "train on v5e:2x2 (4 devices): fits" in printed
+    assert "decode on v5e:2x2 (4 devices): fits" in printed
+    assert "all-reduce" in printed and "16 GB a chip" in printed
+    assert "Error" not in printed and "WARNING" not in printed
+    assert train["held"]["backbone"] == decode["held"]["backbone"] > 16_000_000
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_what_does_not_fit_ends_with_status_1():
+    """GPT-2 medium without remat, in a batch for which the chips are too small."""
+    large = ["--train.batch-size", "256", "--data.max-length", "1000"]
+    printed, _ = compile_(
+        *(*large, "--programs", "train", "--topology", "v5e:2x2"),
+        recipe="e2e_gpt2_medium",
+        status=1,
+    )
+    assert "does NOT fit" in printed and "--backbone.remat" in printed
+
+
+@needs_libtpu
+def test_an_unknown_slice_is_refused():
+    printed, _ = compile_("--topology", "v9:2x2", status=2)
+    assert 'topology "v9:2x2" is not known' in printed
+    assert "Traceback" not in printed
+
+
+HLO = """\
+HloModule jit_step
+
+%cond (arg: (s32[], f32[2,4])) -> pred[] {
+  %constant.7 = s32[]{:T(128)} constant(12)
+  %arg = (s32[], f32[2,4]) parameter(0)
+  %count = s32[] get-tuple-element(%arg), index=0
+  ROOT %lt = pred[] compare(%count, %constant.7), direction=LT
+}
+
+%body (arg.1: (s32[], f32[2,4])) -> (s32[], f32[2,4]) {
+  %arg.1 = (s32[], f32[2,4]) parameter(0)
+  %sum = (bf16[2,4]{1,0}, f32[3]{0}) all-reduce(%a, %b), to_apply=%add
+}
+
+%open (arg.2: (s32[])) -> pred[] {
+  ROOT %going = pred[] and(%x, %y)
+}
+
+%rest (arg.3: (s32[])) -> (s32[]) {
+  %gathered = f32[8,4]{1,0} all-gather(%p), dimensions={0}
+}
+
+ENTRY %main (p: f32[2,4]) -> f32[2,4] {
+  %loop = (s32[], f32[2,4]) while(%t), condition=%cond, body=%body
+  %open.loop = (s32[]) while(%t), condition=%open, body=%rest
+  %started = (f32[2,4]{1,0}, f32[8,4]{1,0}) all-gather-start(%p), dimensions={0}
+  %done = f32[8,4]{1,0} all-gather-done(%started)
+}
+"""
+
+
+def test_collectives_are_counted_with_their_loops():
+    found = {(one.kind, one.array): (one.bytes, one.times) for one in collectives(HLO)}
+    assert found == {
+        ("all-reduce", "bf16[2,4] f32[3]"): (16 + 12, 12),
+        ("all-gather", "f32[8,4]"): (128, 2),
+    }
