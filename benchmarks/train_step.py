@@ -103,8 +103,8 @@ def load_torch(backbone: pj.GPT2, options) -> transformers.GPT2LMHeadModel:
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     # The published model has dropout; without it both sides do the same work.
-    if torch.cuda.is_available():
-        model.cuda()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.nn.Module.to(model, device)
     return model.eval()
 
 

@@ -24,7 +24,8 @@ class Generate:
     """Write with stored prefixes; one text per prompt on standard output.
 
     Several prefixes serve one batch: --prefix a=DIR --prefix b=DIR --file rows.jsonl,
-    with rows such as {"prompt": "...", "prefix": "a", "seed": 1}.
+    with rows such as {"prompt": "...", "prefix": "a"}; for --decode.method sample each
+    may have a "seed" of its own.
     """
 
     prompts: Annotated[tuple[str, ...], tyro.conf.Positional] = ()

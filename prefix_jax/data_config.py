@@ -73,6 +73,12 @@ class DataConfig(Section):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.path is not None and self.source == "quickstart":
+            raise InputError(
+                f'data.path is "{self.path}" but data.source is "quickstart", which is '
+                "bundled and read from nowhere else; give --data.source files, or the "
+                "name of the official files that are there"
+            )
         if self.pack and self.task == "language_modelling":
             raise InputError(
                 f'data.pack is {self.pack} but data.task is "{self.task}", whose rows '

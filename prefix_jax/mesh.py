@@ -37,16 +37,17 @@ def make_mesh(
     """A mesh with the axes `data`, `fsdp` and `tensor`, of the sizes in `config`.
 
     `data` None: as many devices as can share a batch of `batch_size` rows evenly; all,
-    where several processes each have some. `given`: devices to take in their order, in
-    place of those that are there. Raises InputError for more devices than there are,
-    or a batch they cannot share.
+    where several processes each have some. `given`: devices to take in
+    place of those that are there. Raises InputError for more devices than there are, a
+    batch they cannot share, or `tensor` over devices of several processes.
     """
     devices = jax.devices() if given is None else given
+    processes = {device.process_index for device in devices}
     parts = config.fsdp * config.tensor
     data = config.data
     if data is None:
         data = len(devices) // parts
-        if data and batch_size is not None and jax.process_count() == 1:
+        if data and batch_size is not None and len(processes) == 1:
             shares = [
                 n for n in range(1, data + 1) if not batch_size % (n * config.fsdp)
             ]
@@ -58,19 +59,25 @@ def make_mesh(
             f"{config.tensor} ask for {max(number, parts)} devices; {len(devices)} "
             f"{devices[0].platform} devices are there"
         )
-    if batch_size is not None and batch_size % (data * config.fsdp):
+    rows = data * config.fsdp
+    if batch_size is not None and batch_size % rows:
         raise InputError(
-            f"a batch of {batch_size} rows cannot be split over {data * config.fsdp} "
-            f"devices; use a multiple of {data * config.fsdp}, or fewer devices with "
-            "mesh.data and mesh.fsdp"
+            f"a batch of {batch_size} rows cannot be split over {rows} devices; use a "
+            f"multiple of {rows}, or fewer devices with mesh.data and mesh.fsdp"
         )
-    shape = (data, config.fsdp, config.tensor)
-    # Auto axes: with make_mesh's default (Explicit) an embedding lookup is an error.
-    kinds = (AxisType.Auto,) * len(AXES)
-    if given is None:
-        return jax.make_mesh(shape, AXES, axis_types=kinds, devices=devices[:number])
-    # make_mesh refuses descriptions of chips whose cores are devices of their own.
-    return Mesh(np.array(devices[:number]).reshape(shape), AXES, axis_types=kinds)
+    # Devices of a process stand together, so that those that share rows are one's own;
+    # make_mesh would order them by their wires, and mix processes.
+    ordered = sorted(devices, key=lambda device: (device.process_index, device.id))
+    grid = np.array(ordered[:number]).reshape(data, config.fsdp, config.tensor)
+    for shared in grid.reshape(rows, config.tensor):
+        if len({device.process_index for device in shared}) > 1:
+            raise InputError(
+                f"mesh.tensor {config.tensor} would share rows between processes, each "
+                "of which reads rows of its own; use a divisor of "
+                f"{len(devices) // len(processes)}, the devices of each"
+            )
+    # Auto axes: with the default of jax.make_mesh an embedding lookup is an error.
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -114,8 +121,10 @@ def is_parted(mesh: Mesh) -> bool:
 
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """A host batch on the devices, split by rows; each process gives its own rows."""
-    sharding = by_rows(mesh)
+    sharding, processes = by_rows(mesh), jax.process_count()
     return {
-        name: jax.make_array_from_process_local_data(sharding, array)
+        name: jax.make_array_from_process_local_data(
+            sharding, array, (len(array) * processes, *array.shape[1:])
+        )
         for name, array in batch.items()
     }

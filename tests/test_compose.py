@@ -136,6 +136,8 @@ def test_an_unknown_prefix_cannot_go_unseen(backbone, make, unknown):
     )
     assert np.isfinite(logits[0]).all()
     assert np.isnan(logits[1]).all()
+    with pytest.raises(InputError, match=f"asks for prefix {unknown}; there are 2"):
+        backbone(TEXT[:2], many, prefix_ids=jnp.array([0, unknown]))
 
 
 def test_concatenation_is_both_in_any_order(backbone, make):

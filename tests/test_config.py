@@ -248,3 +248,10 @@ def test_a_subsample_needs_a_limit():
     assert DataConfig(validation_limit=3, subsample_seed=1).subsample_seed == 1
     with pytest.raises(InputError, match="subsample_seed is 1, but there is no"):
         DataConfig(subsample_seed=1)
+
+
+def test_a_path_that_is_not_read_is_refused():
+    with pytest.raises(
+        InputError, match=r'data.path is "d" but .* "quickstart", which'
+    ):
+        DataConfig(source="quickstart", path="d")

@@ -228,3 +228,26 @@ def test_minimum_length_and_bars(backbone, tokenizer, log_probs):
     assert run() == (end,)
     assert end not in run(min_new_tokens=4)[:4]
     assert end not in run(barred_tokens=(end,))
+
+
+@pytest.mark.parametrize("kind", [None, "flat", "infix"])
+def test_prompts_read_in_parts_are_those_read_at_once(
+    backbone, tokenizer, kind, monkeypatch
+):
+    """Of any length; parts without a token of any prompt are not read."""
+    prefix = None if kind is None else make(backbone, **KINDS[kind]).fold(backbone)
+    prompts = [list(range(3, 3 + length)) for length in (48, 2, 33, 40)]
+    settings = decode(METHODS["greedy"], end_tokens=())
+
+    def run():
+        jax.clear_caches()  # the size of a part is no argument of the programs
+        found = generate_sequences(
+            backbone, tokenizer, prompts, prefix=prefix, decode=settings
+        )
+        return [one[0] for one in found]
+
+    whole = run()
+    monkeypatch.setattr("prefix_jax.decoding.context.FULL_PRODUCT", 1)
+    for one, other in zip(whole, run(), strict=True):
+        assert one.tokens == other.tokens
+        assert one.log_prob == pytest.approx(other.log_prob, abs=2e-5)

@@ -183,3 +183,18 @@ def test_unknown_prefixes_are_refused(backbone, tokenizer, ids, message):
 def test_settings_without_meaning_are_refused(settings, message):
     with pytest.raises(InputError, match=message):
         DecodeConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        ("The mill", "prompts is one text"),
+        ([[3, 4], [10, 99_999]], "prompt 1 is .*numbers from 0 to"),
+        ([[10, -1]], "prompt 0 is"),
+    ],
+)
+def test_prompts_of_no_tokens_are_refused(backbone, tokenizer, prompts, message):
+    with pytest.raises(InputError, match=message):
+        generate_sequences(
+            backbone, tokenizer, prompts, decode=decode(METHODS["greedy"])
+        )

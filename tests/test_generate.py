@@ -190,3 +190,19 @@ def test_a_prompt_of_what_is_no_character_is_named(store):
     for task in ("table_to_text", "language_modelling"):
         with pytest.raises(InputError, match=r"prompt .*: '.?a\\ud800' has what is no"):
             write(["a\ud800"], prefix=store(task=task), decode=DECODE)
+
+
+@pytest.mark.parametrize("name", [None, "rows.ndjson"])
+def test_objects_are_read_however_they_come(tmp_path, monkeypatch, name):
+    rows = [{"prompt": "a mill", "prefix": "b"}, {"prompt": "x"}]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    monkeypatch.setattr("sys.stdin", io.StringIO(text))
+    file = None
+    if name is not None:
+        file = tmp_path / name
+        file.write_text(text)
+    found = read_prompts(file)
+    assert [(line.prompt, line.prefix) for line in found] == [
+        ("a mill", "b"),
+        ("x", None),
+    ]

@@ -265,3 +265,13 @@ def test_a_file_of_anything_is_refused(tmp_path, backbone, text):
     (tmp_path / "prefix.bin").write_bytes(text)
     with pytest.raises(InputError, match=r"prefix\.bin"):
         import_prefix(tmp_path / "prefix.bin", backbone)
+
+
+@pytest.mark.parametrize("name", ["", "prefix_jax.safetensors"])
+def test_what_peft_cannot_say_is_not_read_as_if_it_could(backbone, tmp_path, name):
+    """Its file has PEFT's tensor, but not PEFT's meaning."""
+    config = PrefixConfig(init="random", length=3, position_mode="unshifted")
+    prefix = init_prefix(backbone, config, key=jax.random.key(1))
+    save_prefix(tmp_path, prefix(), backbone=backbone)
+    with pytest.raises(InputError, match="needs no import"):
+        import_prefix(tmp_path / name, backbone)

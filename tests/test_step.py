@@ -11,6 +11,8 @@ import pytest
 from rounding import STEPS, SUM
 
 from prefix_jax.config import MeshConfig, OptimConfig, TrainConfig
+from prefix_jax.data.bins import pack
+from prefix_jax.data.tokens import Row
 from prefix_jax.errors import InputError
 from prefix_jax.learning.loss import divisor, loss_sums
 from prefix_jax.learning.optim import make_optimizer
@@ -230,6 +232,35 @@ def test_pmap_equals_jit(backbone, settings):
     many, again = run(backbone, mesh=mesh, parallel="pmap", **settings)
     np.testing.assert_allclose(losses, again, **SUM)
     chex.assert_trees_all_close(one.trainable, many.trainable, **STEPS)
+
+
+def test_pmap_equals_jit_on_packed_rows(backbone):
+    """With dropout, several texts in a row, and texts that have no target."""
+    random = np.random.default_rng(0)
+    texts = [
+        Row(random.integers(0, 300, 6).astype(np.int32), np.arange(6) > first)
+        for first in (2, 3, 9, 1, 0, 9, 4, 2)
+    ]
+    batch = pack([texts[i : i + 2] for i in range(0, 8, 2)], TOKENS, 0)
+    train = TrainConfig(batch_size=4, normalise="sentence")
+    found = []
+    for parallel in ("jit", "pmap"):
+        state, frozen = start(backbone, dropout=0.3)
+        mesh = make_mesh(MeshConfig(data=4))
+        step = make_train_step(OPTIMIZER, train, mesh, parallel)
+        state, metrics = step(state, frozen, batch)
+        found.append((state.trainable, metrics["objective"]))
+    np.testing.assert_allclose(found[0][1], found[1][1], **SUM)
+    chex.assert_trees_all_close(found[0][0], found[1][0], **STEPS)
+
+
+def test_pmap_refuses_rows_that_it_cannot_deal_out(backbone):
+    state, frozen = start(backbone)
+    train = TrainConfig(batch_size=ROWS, accumulate=4)
+    mesh = make_mesh(MeshConfig(data=4))
+    step = make_train_step(OPTIMIZER, train, mesh, "pmap")
+    with pytest.raises(InputError, match="8 rows cannot be dealt out to 4 devices"):
+        step(state, frozen, make_batch())
 
 
 def test_pmap_without_a_mesh_is_refused():

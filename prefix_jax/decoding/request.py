@@ -70,7 +70,7 @@ class Request:
         seeds: Sequence[int | None] | None = None,
     ) -> "Request":
         """Raises InputError as `generate` says."""
-        ids = _encode(prompts, tokenizer)
+        ids = _encode(prompts, tokenizer, backbone.config.vocab_size)
         chosen = _check_ids(prefix, prefix_ids, len(ids))
         _check_room(ids, prompts, prefix, chosen, backbone, decode)
         vocabulary = backbone.config.vocab_size
@@ -181,15 +181,30 @@ class Request:
         return text
 
 
-def _encode(prompts, tokenizer) -> list[list[int]]:
+def _encode(prompts, tokenizer, vocabulary) -> list[list[int]]:
+    if isinstance(prompts, str):
+        raise InputError(
+            f"prompts is one text, {prompts!r}; give a list of them, [{prompts!r}]"
+        )
     texts = [prompt for prompt in prompts if isinstance(prompt, str)]
     encoded = iter(encode_texts(texts, tokenizer))
-    return [
-        next(encoded).tolist()
-        if isinstance(prompt, str)
-        else [int(token) for token in prompt]
-        for prompt in prompts
-    ]
+    found = []
+    for number, prompt in enumerate(prompts):
+        if isinstance(prompt, str):
+            prompt = next(encoded)
+        tokens = np.asarray(prompt)
+        if tokens.size and (
+            tokens.ndim != 1
+            or not np.issubdtype(tokens.dtype, np.integer)
+            or tokens.min() < 0
+            or tokens.max() >= vocabulary
+        ):
+            raise InputError(
+                f"prompt {number} is {prompt!r}; expected a text, or tokens of the "
+                f"backbone: whole numbers from 0 to {vocabulary - 1}"
+            )
+        found.append(tokens.tolist())
+    return found
 
 
 def _rules(decode: DecodeConfig, tokenizer, vocabulary: int) -> Rules:
@@ -210,9 +225,14 @@ def _power_of_two(number: int, least: int) -> int:
     return max(least, 1 << (number - 1).bit_length())
 
 
+def padded_length(longest: int) -> int:
+    """Tokens that a batch of prompts is padded to."""
+    return _power_of_two(longest, SHORTEST_BUCKET)
+
+
 def _pad_left(ids, rows):
     """Tokens and mask [rows T]; rows that only fill the batch are all mask."""
-    length = _power_of_two(max(len(row) for row in ids), SHORTEST_BUCKET)
+    length = padded_length(max(len(row) for row in ids))
     tokens = np.zeros((rows, length), np.int32)
     mask = np.zeros((rows, length), bool)
     for i, row in enumerate(ids):

@@ -1,4 +1,4 @@
-"""The training step: the only jit of the library that donates.
+"""The training step.
 
 loss(trainable, frozen, batch): argument 0 alone is differentiated, donated and
 given to optax. The backbone of a prefix run is argument 1: it is read, and that is
@@ -131,7 +131,7 @@ def make_train_step(
         return TrainState(state.step + 1, trainable, opt_state, state.key), metrics
 
     if parallel == "pmap":
-        return _one_program_a_device(step, mesh)
+        return _one_program_a_device(step, mesh, config.accumulate)
     if mesh is None:
         return jax.jit(step, donate_argnums=0)
     whole, rows = replicated(mesh), by_rows(mesh)
@@ -160,7 +160,7 @@ def _same(tree):
     return tree
 
 
-def _one_program_a_device(step: Step, mesh: Mesh | None) -> Step:
+def _one_program_a_device(step: Step, mesh: Mesh | None, accumulate: int) -> Step:
     """`step`, with the batch's rows dealt out to the devices of the mesh by pmap."""
     if mesh is None or jax.process_count() > 1:
         raise InputError(
@@ -177,7 +177,13 @@ def _one_program_a_device(step: Step, mesh: Mesh | None) -> Step:
     )
 
     def dealt(state, frozen, batch):
-        number = mesh.size
+        number, rows = mesh.size, len(batch["tokens"])
+        if rows % (number * accumulate):
+            raise InputError(
+                f"a batch of {rows} rows cannot be dealt out to {number} devices in "
+                f"train.accumulate = {accumulate} micro-batches each; give a multiple "
+                f"of {number * accumulate} rows"
+            )
         parts = jax.tree.map(lambda x: x.reshape(number, -1, *x.shape[1:]), batch)
         return run(state, frozen, parts)
 

@@ -169,7 +169,8 @@ class GPT2(nnx.Module):
         the tokens that come after an infix, which alone see it; for an infix only.
         `segments` says which of the texts packed into its row each token belongs to,
         numbered from 1 on (0: padding), in place of `mask`: every text sees the prefix
-        and itself and counts its own positions, so that rows may exceed the table.
+        and itself and counts its own positions. Rows may exceed the table, a text may
+        not, which is the caller's to check (as for given positions).
         Raises InputError where the positions cannot fit the table.
         """
         rows, length = tokens.shape[:2]
@@ -281,10 +282,15 @@ class GPT2(nnx.Module):
 
     def _positions(self, prefix, rows, length, after, segments):
         shift = 0 if prefix is None else prefix.shift(rows, after)
-        if segments is not None:
-            return jnp.arange(length) - segment_starts(segments) + shift
         offset = 0 if prefix is None else prefix.position_offset
         limit = self.config.n_positions
+        if segments is not None:
+            if offset >= limit:
+                raise InputError(
+                    f"the prefix takes {offset} of the backbone's {limit} positions, "
+                    "which leaves none for text; give a shorter one"
+                )
+            return jnp.arange(length) - segment_starts(segments) + shift
         if offset + length > limit:
             raise InputError(
                 f"prefix {offset} + {length} tokens = {offset + length} positions; the "

@@ -1,10 +1,12 @@
-"""Keys and values: the one type of a prefix, of a bank of prefixes and of a cache."""
+"""Keys and values: the one type of a prefix and of a bank of prefixes."""
 
 import dataclasses
 from typing import no_type_check
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
 from prefix_jax.errors import InputError
@@ -93,9 +95,16 @@ class KV:
     def select(self, ids: Int[Array, " B"]) -> "KV":
         """The bank's prefixes `ids`, one per row: N = B.
 
-        An id that the bank does not have gives NaN keys, hence NaN logits: inside a
-        compiled program there is no other way to refuse it.
+        Raises InputError for an id that the bank does not have. Inside a compiled
+        program, which cannot, such an id gives NaN keys, hence NaN logits.
         """
+        if not isinstance(ids, Tracer):
+            for row, chosen in enumerate(np.asarray(ids)):
+                if not 0 <= chosen < self.number:
+                    raise InputError(
+                        f"row {row} asks for prefix {chosen}; there are {self.number} "
+                        f"(0 to {self.number - 1})"
+                    )
 
         def take(x):
             known = (ids >= 0) & (ids < x.shape[1])

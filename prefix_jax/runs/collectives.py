@@ -49,7 +49,7 @@ def collectives(hlo: str) -> list[Collective]:
     for name, factor in times.items():
         for line in lines.get(name, ()):
             if operation := _OPERATION.search(line):
-                array, size = _result(operation[1], bool(operation[3]))
+                array, size = _result(*operation.groups())
                 found[operation[2], array, size] += factor
     rows = [Collective(*key, times) for key, times in found.items()]
     return sorted(rows, key=lambda row: -row.bytes * row.times)
@@ -86,11 +86,13 @@ def _called(line: str) -> list[str]:
     return names
 
 
-def _result(text: str, started: bool) -> tuple[str, int]:
+def _result(text: str, kind: str, started: str | None) -> tuple[str, int]:
     """An operation's result, or what it will be once a started one is done."""
     arrays = _ARRAY.findall(text)
-    if started and len(arrays) > 1:  # (operands, results, ...)
-        arrays = arrays[len(arrays) // 2 :] if len(arrays) % 2 == 0 else arrays[1:2]
+    if started and kind == "collective-permute":  # operand, result, two marks
+        arrays = arrays[1:2]
+    elif started and kind != "all-reduce":  # operands, results
+        arrays = arrays[len(arrays) // 2 :]
     size = sum(
         math.prod(int(n) for n in dims.split(",") if n) * max(int(bits or 8), 8) // 8
         for _, bits, dims in arrays

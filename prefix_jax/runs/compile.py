@@ -22,6 +22,8 @@ from rich.table import Table
 
 from prefix_jax.config import Config
 from prefix_jax.decoding.beam import beam_search
+from prefix_jax.decoding.context import unrolled
+from prefix_jax.decoding.request import padded_length
 from prefix_jax.decoding.rules import Rules
 from prefix_jax.decoding.sample import sample
 from prefix_jax.errors import InputError, first_line
@@ -30,9 +32,9 @@ from prefix_jax.mesh import make_mesh, replicated
 from prefix_jax.runs.collectives import Collective, collectives
 from prefix_jax.runs.programs import train_program
 from prefix_jax.runs.shapes import (
-    backbone_config,
     backbone_shapes,
     batch_shapes,
+    placed,
     train_shapes,
 )
 from prefix_jax.runs.show import show_size
@@ -67,7 +69,7 @@ class Compiled:
     held: dict[str, int]
     """Bytes of the arguments: backbone, what is trained with its optimizer, batch."""
     temporary: int
-    """Bytes needed besides while it runs."""
+    """Bytes needed besides while it runs, results that replace no argument included."""
     refusal: str = ""
     """Why it does not fit, in the compiler's words; "": it fits."""
     collectives: tuple[Collective, ...] = ()
@@ -116,7 +118,8 @@ def compile_programs(
 ) -> list[Compiled]:
     """Compile a recipe's training step and its decoding loop for a slice.
 
-    Rows of a batch are as long as the recipe allows. Raises InputError.
+    Rows of a batch are as long as the recipe allows; stop strings are left out. Raises
+    InputError.
     """
     config = config.resolved()
     rows = config.train.batch_size // config.train.accumulate
@@ -139,7 +142,8 @@ def compile_programs(
         else:
             memory, text = compiled.memory_analysis(), compiled.as_text()
             assert memory is not None and text is not None  # TPUs tell both
-            temporary = memory.temp_size_in_bytes
+            temporary = memory.temp_size_in_bytes + memory.output_size_in_bytes
+            temporary -= memory.alias_size_in_bytes
             between = tuple(collectives(text))
         found.append(
             Compiled(
@@ -171,6 +175,10 @@ def _no_cache():
 
 
 def _lower_train(config: Config, mesh: Mesh):
+    if config.mesh.parallel != "jit":
+        raise InputError(
+            f'mesh.parallel is "{config.mesh.parallel}"; compile is for "jit" only'
+        )
     state, frozen = train_shapes(config, mesh)
     batch = batch_shapes(config, mesh)
     _, step = train_program(config, mesh)
@@ -182,12 +190,13 @@ def _lower_train(config: Config, mesh: Mesh):
         "optimizer": _bytes(state.opt_state),
         "batch": _bytes(batch),
     }
-    return jax.jit(step).lower(state, frozen, batch), held
+    assert isinstance(step, jax.stages.Wrapped)
+    return step.lower(state, frozen, batch), held
 
 
 def _lower_decode(config: Config, mesh: Mesh):
     decode, prefix = config.decode, None
-    backbone = backbone_shapes(config, mesh)
+    backbone = placed(jax.eval_shape(unrolled, backbone_shapes(config)), mesh)
     if config.train.method == "prefix":
         state, frozen = train_shapes(config, mesh)
 
@@ -198,18 +207,20 @@ def _lower_decode(config: Config, mesh: Mesh):
         kv = jax.eval_shape(fold, state.trainable, frozen)
         prefix = jax.tree.map(lambda x: _whole(x.shape, x.dtype, mesh), kv)
     room = backbone.config.n_positions - decode.max_new_tokens
-    longest = 1 << (max(1, min(config.data.max_length, room)).bit_length() - 1)
-    text = decode.batch_size, longest
+    text = decode.batch_size, padded_length(min(config.data.max_length, room))
     inputs = {
         "tokens": _whole(text, jnp.int32, mesh),
         "mask": _whole(text, jnp.bool_, mesh),
     }
     held = {"backbone": _bytes(backbone), "prefix": _bytes(prefix)}
     held["batch"] = _bytes(inputs)
-    end = backbone_config(config.backbone.name).eos_token_id
+    end = decode.end_tokens
+    if end is None:
+        last = backbone.config.eos_token_id
+        end = () if last is None else (last,)
     how = {
         "max_new_tokens": decode.max_new_tokens,
-        "rules": Rules.of(decode, () if end is None else (end,)),
+        "rules": Rules.of(decode, end),
     }
     if decode.method == "beam":
         how |= {

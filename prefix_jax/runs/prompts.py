@@ -33,8 +33,9 @@ class Line:
 def read_prompts(file: Path | None) -> list[Line]:
     """Lines of a file, or of standard input; blank ones are left out.
 
-    A `.jsonl` file has objects with `prompt` and, where there are several prefixes,
-    `prefix`; a `seed` is its samples' own. Raises InputError with file and line.
+    A `.jsonl` or `.ndjson` file, or input that begins with `{"`, has objects with
+    `prompt` and, where there are several prefixes, `prefix`; a `seed` is its samples'
+    own. Raises InputError with file and line.
     """
     if file is None:
         if sys.stdin.isatty():
@@ -51,7 +52,11 @@ def read_prompts(file: Path | None) -> list[Line]:
     placed = [(place, text) for place, text in placed if text]
     if not placed:
         raise InputError(f"{source} has no prompt; give one a line")
-    if file is None or ".jsonl" not in file.suffixes:
+    if file is None:
+        objects = placed[0][1].startswith('{"')
+    else:
+        objects = not {".jsonl", ".ndjson"}.isdisjoint(file.suffixes)
+    if not objects:
         return [Line(text, place=place) for place, text in placed]
     return [_json_line(text, place) for place, text in placed]
 

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
+from jaxtyping import PyTree
 
 from prefix_jax.config import Config
 from prefix_jax.data_config import DataConfig
+from prefix_jax.errors import InputError
 from prefix_jax.learning.optim import make_optimizer
 from prefix_jax.learning.split import Params, split
 from prefix_jax.learning.step import TrainState, init_train_state
@@ -39,7 +41,7 @@ def backbone_shapes(config: Config, mesh: Mesh | None = None) -> GPT2:
             made = jax.tree.map(lambda x: x.astype(made.dtype), made)
         return made
 
-    return _placed(jax.eval_shape(make, jax.random.key(0)), mesh)
+    return placed(jax.eval_shape(make, jax.random.key(0)), mesh)
 
 
 def train_shapes(config: Config, mesh: Mesh | None = None) -> tuple[TrainState, Params]:
@@ -54,13 +56,14 @@ def train_shapes(config: Config, mesh: Mesh | None = None) -> tuple[TrainState, 
         return init_train_state(trainable, optimizer, key), frozen
 
     shapes = jax.eval_shape(start, backbone_shapes(config), jax.random.key(0))
-    return _placed(shapes, mesh)
+    return placed(shapes, mesh)
 
 
 def batch_shapes(config: Config, mesh: Mesh | None = None) -> Batch:
     """The largest batch that the step is compiled for."""
     data: DataConfig = config.data
-    rows = config.train.batch_size, data.pack or max((data.max_length, *data.buckets))
+    length = data.pack or max(data.buckets, default=data.max_length)
+    rows = config.train.batch_size, length
     kinds = {"tokens": jnp.int32, "mask": jnp.bool_, "loss_mask": jnp.bool_}
     if data.pack:
         kinds["segments"] = jnp.int32
@@ -73,6 +76,11 @@ def batch_shapes(config: Config, mesh: Mesh | None = None) -> Batch:
 
 def _unread(config: PrefixConfig) -> PrefixConfig:
     """A prefix of the same shape that starts from nothing that must be read."""
+    if config.longest is None:
+        raise InputError(
+            "prefix.length is None, so it depends on texts that are not read here; "
+            "give a number, such as --prefix.length 10"
+        )
     plain = PrefixConfig()
     names = ("words", "labels", "start", "examples")
     return dataclasses.replace(
@@ -80,7 +88,8 @@ def _unread(config: PrefixConfig) -> PrefixConfig:
     )
 
 
-def _placed(shapes, mesh):
+def placed(shapes: PyTree, mesh: Mesh | None) -> PyTree:
+    """The same shapes, laid out over a mesh."""
     if mesh is None:
         return shapes
     return jax.tree.map(

@@ -26,6 +26,7 @@ from prefix_jax.model.kv import KV
 from prefix_jax.model.prefix_kinds import EmbeddingPrefix
 from prefix_jax.model.prefix_start import embedding_scale
 from prefix_jax.model.tensor_files import FLOATS, Stored, open_tensors, read_json
+from prefix_jax.storage.metadata import OWN_TENSORS
 from prefix_jax.storage.peft_layout import (
     PEFT_TYPES,
     TENSOR,
@@ -76,9 +77,15 @@ def import_prefix(source: Path | str, backbone: GPT2) -> KV:
 def find_prefix(source: Path | str, backbone: GPT2) -> Found:
     """As `import_prefix`, with the kind of prefix that was found."""
     source = Path(source)
+    folder = source if source.is_dir() else source.parent
+    if source in (folder, folder / OWN_TENSORS) and (folder / OWN_TENSORS).is_file():
+        raise InputError(
+            f"{source} holds a prefix as this library stores it, which needs no "
+            f"import; give the folder {folder} to what is to use it"
+        )
     tensors = open_tensors(source, STEMS)
     # A file that is given by itself is still what the description beside it says.
-    place = (source if source.is_dir() else source.parent) / CONFIG
+    place = folder / CONFIG
     config = read_json(place) if place.is_file() else {}
     kind = config.get("peft_type")
     if kind is not None and kind not in PEFT_TYPES.values():

@@ -220,6 +220,8 @@ def _no_prefix(folder: Path) -> InputError:
     there = sorted(path.name for path in folder.iterdir())
     if not there:
         return InputError(f"{folder} is empty; {wanted}")
+    if holds_prefix(folder / "best"):
+        wanted = f"it is the folder of a run: its best prefix is in {folder / 'best'}"
     if {"config.json", "model.safetensors"} <= set(there):
         wanted = "it holds a whole model, such as train.method full leaves: use it as "
         wanted += "a backbone"

@@ -20,7 +20,8 @@ SLICES = ["v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2"]
 
 def compile_(*options, recipe="two_by_two", status=0, out=None):
     """The command in a process of its own: libtpu ends at XLA's flags for CPUs."""
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    tests_own = "XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR"
+    environment = {k: v for k, v in os.environ.items() if k not in tests_own}
     command = [sys.executable, "-m", "prefix_jax", "compile"]
     command += [str(CONFIGS / f"{recipe}.py"), *options]
     if out is not None:
@@ -64,6 +65,8 @@ def test_a_parted_backbone_is_held_in_parts(tmp_path):
     _, [parted] = compile_(*options, *mesh, out=tmp_path / "parted.json")
     assert parted["held"]["backbone"] < 0.5 * whole["held"]["backbone"]
     assert parted["held"]["prefix"] == whole["held"]["prefix"]
+    # The state is donated: results take no room of their own.
+    assert whole["temporary"] < whole["held"]["backbone"]
     assert "all-gather" in {one["kind"] for one in parted["collectives"]}
 
 
@@ -129,6 +132,8 @@ ENTRY %main (p: f32[2,4]) -> f32[2,4] {
   %open.loop = (s32[]) while(%t), condition=%open, body=%rest
   %started = (f32[2,4]{1,0}, f32[8,4]{1,0}) all-gather-start(%p), dimensions={0}
   %done = f32[8,4]{1,0} all-gather-done(%started)
+  %sums = (f32[1000]{0}, bf16[8]{0}) all-reduce-start(%a, %b), to_apply=%add
+  %sent = (f32[64]{0}, f32[64]{0}, u32[], u32[]) collective-permute-start(%a)
 }
 """
 
@@ -138,4 +143,6 @@ def test_collectives_are_counted_with_their_loops():
     assert found == {
         ("all-reduce", "bf16[2,4] f32[3]"): (16 + 12, 12),
         ("all-gather", "f32[8,4]"): (128, 2),
+        ("all-reduce", "f32[1000] bf16[8]"): (4016, 1),
+        ("collective-permute", "f32[64]"): (256, 1),
     }
