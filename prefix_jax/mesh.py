@@ -121,10 +121,8 @@ def is_parted(mesh: Mesh) -> bool:
 
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """A host batch on the devices, split by rows; each process gives its own rows."""
-    sharding, processes = by_rows(mesh), jax.process_count()
+    sharding = by_rows(mesh)
     return {
-        name: jax.make_array_from_process_local_data(
-            sharding, array, (len(array) * processes, *array.shape[1:])
-        )
+        name: jax.make_array_from_process_local_data(sharding, array)
         for name, array in batch.items()
     }
