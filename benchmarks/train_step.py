@@ -37,6 +37,7 @@ import prefix_jax as pj
 from prefix_jax.data.bins import Bins, packed_batches
 from prefix_jax.data.tasks import load_examples
 from prefix_jax.data.tokens import Row, encode_examples
+from prefix_jax.process import keep_freed_memory
 
 SHAPES = {
     "gpt2": pj.GPT2Config(),
@@ -251,6 +252,7 @@ def measure(sides: dict[str, Side], options) -> None:
 
 def main() -> None:
     """The command line."""
+    keep_freed_memory()  # as `prefix-jax` does; PyTorch's tensors gain by it as well
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

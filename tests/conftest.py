@@ -16,6 +16,9 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):
     # have no other, and end the process at a flag that they do not know.
     os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 
+# With libtpu installed, jax would look for a TPU in every process.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
 # One cache of compiled programs for all test processes of this run: the same small
 # programs are compiled again and again, by each call of `train` for instance.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
