@@ -32,7 +32,8 @@ config = Config(
         test="dev",
         labels=("0=negative", "1=positive"),
         max_length=80,
+        pack=256,
     ),
     optim=OptimConfig(learning_rate=0.03),
-    train=TrainConfig(steps=600, batch_size=32, eval_every=200, checkpoint_every=200),
+    train=TrainConfig(steps=600, batch_size=12, eval_every=150, checkpoint_every=150),
 )

@@ -21,14 +21,14 @@ from prefix_jax.config import (
 
 config = Config(
     prefix=PrefixConfig(length=40),
-    data=DataConfig(source="webnlg", max_length=256),
+    data=DataConfig(source="webnlg", max_length=256, pack=512),
     optim=OptimConfig(learning_rate=0.1),
     train=TrainConfig(
-        steps=300,
-        batch_size=8,
-        eval_every=150,
-        eval_batches=20,
-        checkpoint_every=150,
+        steps=400,
+        batch_size=6,
+        eval_every=100,
+        eval_batches=50,
+        checkpoint_every=100,
     ),
     decode=DecodeConfig(max_new_tokens=100, batch_size=64),
     score=ScoreConfig(metrics=("bleu", "chrf", "ter")),

@@ -27,7 +27,7 @@ config = Config(
     ),
     optim=OptimConfig(learning_rate=0.1),
     train=TrainConfig(
-        steps=100, batch_size=4, eval_every=50, eval_batches=10, checkpoint_every=50
+        steps=300, batch_size=8, eval_every=75, eval_batches=12, checkpoint_every=75
     ),
     decode=DecodeConfig(max_new_tokens=60, no_repeat_ngram=3),
 )

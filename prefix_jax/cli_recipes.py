@@ -61,18 +61,19 @@ class Compare(Config):
 
     workdir: Path = Path("runs/comparison")
     """Folder with one run for each method."""
-    methods: tuple[Literal["none", "prefix", "top2", "full"], ...] = (
+    methods: tuple[Literal["none", "prefix", "embedding", "top2", "full"], ...] = (
         "none",
         "prefix",
         "full",
     )
-    """`none` is the backbone alone."""
+    """`none` is the backbone alone, `embedding` prompt tuning of the same length."""
     split: Literal["validation", "test"] = "test"
     limit: int | None = None
     """Score the first so many sources only, each with all of its references."""
     full_learning_rate: float | None = None
-    """Learning rate of `full`; None: its default. So is the next."""
+    """Learning rate of `full`; None: its default. So are the next two."""
     top2_learning_rate: float | None = None
+    embedding_learning_rate: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,6 +200,7 @@ def compare(arguments: list[str]) -> int:
         learning_rates={
             "full": options.full_learning_rate,
             "top2": options.top2_learning_rate,
+            "embedding": options.embedding_learning_rate,
         },
         split=options.split,
         limit=options.limit,

@@ -24,10 +24,11 @@ from prefix_jax.scoring.metrics import metrics_of, show
 from prefix_jax.storage.files import write_json
 from prefix_jax.storage.log import plot_curves
 
-Compared = Literal["none", "prefix", "top2", "full"]
+Compared = Literal["none", "prefix", "embedding", "top2", "full"]
 LABELS: Mapping[str, str] = {
     "none": "backbone alone",
     "prefix": "prefix-tuning",
+    "embedding": "embedding only",
     "top2": "top-2 layers",
     "full": "full fine-tuning",
 }
@@ -66,10 +67,11 @@ def compare(
 ) -> list[Row] | None:
     """Train each method for the same number of steps and score it on `split`.
 
-    Each method's run is in `workdir/METHOD` and resumes like any run. The prefix learns
-    at `config.optim.learning_rate`, which says nothing of the others: they learn at
-    `learning_rates[METHOD]`, or their default. Writes `comparison.json`
-    and `curves.png`. None if it was interrupted.
+    `embedding` is prompt tuning of the recipe's length. Each method's run is in
+    `workdir/METHOD` and resumes like any run. The prefix learns at
+    `config.optim.learning_rate`, which says nothing of the others: they learn at
+    `learning_rates[METHOD]`, or their default. Writes `comparison.json` and
+    `curves.png`. None if it was interrupted.
     """
     console = console or Console()
     check_limit(limit)
@@ -131,9 +133,13 @@ def _config(
     rate = (learning_rates or {}).get(method)
     if method == "prefix":
         rate = config.optim.learning_rate
-    trained = "prefix" if method == "none" else method
+    prefix = config.prefix
+    if method == "embedding":
+        prefix = dataclasses.replace(prefix, kind="embedding")
+    trained = method if method in ("top2", "full") else "prefix"
     return dataclasses.replace(
         config,
+        prefix=prefix,
         optim=dataclasses.replace(config.optim, learning_rate=rate),
         train=dataclasses.replace(config.train, method=trained),
     )

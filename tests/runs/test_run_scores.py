@@ -100,7 +100,7 @@ def test_compare_trains_each_method_and_tabulates(config, tmp_path, monkeypatch)
     rows = compare(
         short,
         tmp_path,
-        methods=("none", "prefix", "top2", "full"),
+        methods=("none", "prefix", "embedding", "top2", "full"),
         learning_rates={"full": 1e-3, "top2": 1e-3},
         console=console,
     )
@@ -110,6 +110,7 @@ def test_compare_trains_each_method_and_tabulates(config, tmp_path, monkeypatch)
     by_method = {row.method: row for row in rows}
     assert by_method["none"].trained == by_method["none"].stored_bytes == 0
     assert by_method["full"].share == 1.0
+    assert 0 < by_method["embedding"].trained < by_method["prefix"].trained
     assert by_method["prefix"].share < by_method["top2"].share < 1.0
     assert by_method["prefix"].stored_bytes < by_method["full"].stored_bytes / 10
     assert by_method["full"].learning_rate == 1e-3
