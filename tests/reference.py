@@ -30,7 +30,7 @@ def logits(backbone, tokens, positions, prefix, sees, gates=None):
             return np.asarray(parameter[...][layer], np.float64)
 
         normal = norm(x, of(block.ln_1.scale), of(block.ln_1.bias))
-        qkv = np.einsum("td,dchk->cthk", normal, of(block.qkv.kernel))
+        qkv = np.einsum("td,dhck->cthk", normal, of(block.qkv.kernel))
         query, key, value = qkv + of(block.qkv.bias)[:, None]
         mixed = np.zeros_like(query)
         for t, head in np.ndindex(len(tokens), config.n_head):

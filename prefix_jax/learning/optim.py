@@ -67,7 +67,7 @@ def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformat
 
 # (input axes, output axes) of the backbone's stacked matrices; the rest are batch axes.
 _MATRIX_AXES = {
-    "qkv/kernel": MuonDimensionNumbers((1,), (3, 4)),
+    "qkv/kernel": MuonDimensionNumbers((1,), (2, 4)),
     "out/kernel": MuonDimensionNumbers((1, 2), (3,)),
     "up/kernel": MuonDimensionNumbers((1,), (2,)),
     "down/kernel": MuonDimensionNumbers((1,), (2,)),

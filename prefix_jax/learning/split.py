@@ -55,8 +55,9 @@ def split(params: Params, method: str) -> tuple[Params, Params]:
         raise InputError(
             f"method {method!r} is unknown; expected one of {', '.join(TRAINABLE)}"
         )
-    if method == "top2":
-        params = {**params, "backbone": _part_layers(params["backbone"], TOP_LAYERS)}
+    if method != "prefix":
+        top = TOP_LAYERS if method == "top2" else 0
+        params = {**params, "backbone": _part_layers(params["backbone"], top)}
     rule = re.compile(TRAINABLE[method])
     leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
     chosen = [rule.match(_name(path)) is not None for path, _ in leaves]
@@ -102,11 +103,15 @@ def finite(tree: Any) -> Bool[Array, ""]:
 
 
 def _part_layers(backbone: GPT2, top: int) -> GPT2:
-    """The same backbone with its top layers in a stack of their own.
+    """The same backbone with its top layers in a stack of their own, if there are any.
 
-    Then their gradient is a leaf of its own, and backpropagation ends below them.
+    Then their gradient is a leaf of its own, and backpropagation ends below them. What
+    is trained lies in few stacks, whichever way the backbone is compiled (`unroll`), so
+    that every machine can read it from a checkpoint.
     """
     layers = backbone.config.n_layer
+    if not top:
+        return backbone.parted(layers)
     if layers <= top:
         raise InputError(
             f"method top2 needs more than {top} layers; the backbone has {layers}"

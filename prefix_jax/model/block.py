@@ -33,13 +33,19 @@ class Dense(nnx.Module):
 
     def __init__(self, shape: tuple[int, ...], inputs: int, deviation: float, key):
         """`shape`: [layers, *inputs, *outputs] with `inputs` input axes."""
+        self.inputs = inputs
         self.kernel = nnx.Param(deviation * jax.random.normal(key, shape))
         self.bias = nnx.Param(jnp.zeros((shape[0], *shape[1 + inputs :])))
 
-    def __call__(self, equation: str, x: Float[Array, "..."]) -> Float[Array, "..."]:
+    def __call__(self, x: Float[Array, "B T ..."]) -> Float[Array, "B T ..."]:
+        """One layer's product: `x` ends in the input axes, the result in the others."""
         kernel = self.kernel[...].astype(x.dtype)
-        product = jnp.einsum(equation, x, kernel, precision=precision(x.dtype))
-        return product + self.bias[...].astype(x.dtype)
+        outputs = kernel.shape[self.inputs :]
+        # As a matrix: of a product over several axes, XLA copies the kernel transposed.
+        rows = x.reshape(*x.shape[:2], -1)
+        matrix = kernel.reshape(rows.shape[-1], -1)
+        product = jnp.matmul(rows, matrix, precision=precision(x.dtype))
+        return product.reshape(*x.shape[:2], *outputs) + self.bias[...].astype(x.dtype)
 
 
 def head_logits(
@@ -110,7 +116,7 @@ class Block(nnx.Module):
         deviation = config.initializer_range
         small = deviation / (2 * config.n_layer) ** 0.5
         self.ln_1 = Norm((layers, d))
-        self.qkv = Dense((layers, d, 3, h, k), 1, deviation, keys[0])
+        self.qkv = Dense((layers, d, h, 3, k), 1, deviation, keys[0])
         self.out = Dense((layers, h, k, d), 2, small, keys[1])
         self.ln_2 = Norm((layers, d))
         self.up = Dense((layers, d, f), 1, deviation, keys[2])
@@ -139,16 +145,16 @@ class Block(nnx.Module):
             scale = scale / (index + 1)
         with jax.named_scope("attention"):
             normal = self.ln_1(x, config.layer_norm_epsilon)
-            query, key, value = jnp.moveaxis(self.qkv("btd,dchk->btchk", normal), 2, 0)
+            query, key, value = jnp.moveaxis(self.qkv(normal), 3, 0)
             own_block = own.write(key, value)
             blocks = [*seen, own_block]
             observed = mass(query, blocks, scale) if observe else None
-            x += self.out("bthk,hkd->btd", attend(query, blocks, scale))
+            x += self.out(attend(query, blocks, scale))
         with jax.named_scope("mlp"):
             normal = self.ln_2(x, config.layer_norm_epsilon)
             inner = activation(config.activation_function)(
-                self.up("btd,df->btf", normal),
+                self.up(normal),
                 **{name: value.astype(x.dtype) for name, value in self.act.items()},
             )
-            x += self.down("btf,fd->btd", inner)
+            x += self.down(inner)
         return x, own_block, observed

@@ -4,7 +4,8 @@
       token_embedding     [V D]     also the output head unless `head` is there
       position_embedding  [M D]     M = n_positions
       blocks              list of stacks; every leaf of a stack has a leading axis of
-                          its layers. One stack, or two where `split` parts the layers
+                          its layers. One stack, or one for each layer (`unroll`), or
+                          two where `split` parts the layers
       ln_f                scale, bias [D]
       head                [V D] or None (tied)
 
@@ -66,7 +67,8 @@ class GPT2(nnx.Module):
         """Random weights as GPT-2 starts training with, f32; `dtype` computes.
 
         `remat` recomputes each layer in the backward pass; `unroll` compiles each layer
-        for itself instead of one that is scanned.
+        for itself instead of one that is scanned, and keeps it in a stack of its own,
+        which need not be copied out of a larger one at each step.
         """
         self.config = config
         self.dtype = jnp.dtype(dtype)
@@ -79,7 +81,9 @@ class GPT2(nnx.Module):
         self.position_embedding = nnx.Param(
             deviation * jax.random.normal(keys[1], (m, d))
         )
-        self.blocks = nnx.List([Block(config, config.n_layer, keys[2])])
+        layers = config.n_layer
+        sizes = [1] * layers if unroll else [layers]
+        self.blocks = nnx.List(_stacked([Block(config, layers, keys[2])], sizes))
         self.ln_f = Norm((d,))
         self.head = nnx.data(
             None
@@ -259,15 +263,8 @@ class GPT2(nnx.Module):
         if sizes == self.stack_sizes:
             return self
         assert sum(sizes) == self.config.n_layer, sizes
-        whole = jax.tree.map(lambda *x: jnp.concatenate(x), *self.blocks)
-        starts = [sum(sizes[:number]) for number in range(len(sizes))]
         parted = jax.tree.map(lambda x: x, self)  # a copy that shares the leaves
-        parted.blocks = nnx.List(
-            [
-                jax.tree.map(lambda x, i=start, n=size: x[i : i + n], whole)
-                for start, size in zip(starts, sizes, strict=True)
-            ]
-        )
+        parted.blocks = nnx.List(_stacked(self.blocks, sizes))
         return parted
 
     @property
@@ -298,3 +295,13 @@ class GPT2(nnx.Module):
                 "tokens"
             )
         return jnp.arange(length)[None] + shift
+
+
+def _stacked(blocks: Sequence[Block], sizes: Sequence[int]) -> list[Block]:
+    """The layers of `blocks` in stacks of these sizes."""
+    whole = jax.tree.map(lambda *x: jnp.concatenate(x), *blocks)
+    starts = [sum(sizes[:number]) for number in range(len(sizes))]
+    return [
+        jax.tree.map(lambda x, i=start, n=size: x[i : i + n], whole)
+        for start, size in zip(starts, sizes, strict=True)
+    ]

@@ -1,10 +1,11 @@
 """Our parameter tree and Hugging Face's tensors: the mapping, both ways.
 
-A stack's leaf holds all its layers; the file has one tensor a layer, of the same
-numbers in the same order, only flattened to what GPT-2's `Conv1D` expects:
+A stack's leaf holds all its layers; the file has one tensor a layer, flattened to what
+GPT-2's `Conv1D` expects, with queries, keys and values of all heads side by side where
+we have each head's three (so that heads can be dealt out to devices):
 
-    blocks/0/qkv/kernel  [L D 3 H K]   h.{i}.attn.c_attn.weight  [D 3*H*K]
-    blocks/0/qkv/bias    [L 3 H K]     h.{i}.attn.c_attn.bias    [3*H*K]
+    blocks/0/qkv/kernel  [L D H 3 K]   h.{i}.attn.c_attn.weight  [D 3*H*K]
+    blocks/0/qkv/bias    [L H 3 K]     h.{i}.attn.c_attn.bias    [3*H*K]
     blocks/0/out/kernel  [L H K D]     h.{i}.attn.c_proj.weight  [H*K D]
 """
 
@@ -63,6 +64,24 @@ class _Leaf(NamedTuple):
 
     names: list[str]
     shape: tuple[int, ...]
+    """Of each tensor in the file."""
+    part: tuple[int, ...]
+    """Of the same numbers in our leaf."""
+    heads_first: bool = False
+    """Whether heads stand before the three of each, not after them as in the file."""
+
+    def read(self, tensor: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+        """A tensor of the file as the leaf has it."""
+        if not self.heads_first:
+            return tensor.reshape(self.part)
+        *dims, heads, three, width = self.part
+        return tensor.reshape(*dims, three, heads, width).swapaxes(-3, -2)
+
+    def write(self, part: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+        """One layer's part of the leaf as the file has it."""
+        if self.heads_first:
+            part = part.swapaxes(-3, -2)
+        return part.reshape(self.shape)
 
 
 def save_backbone(folder: str | Path, backbone: GPT2) -> None:
@@ -136,9 +155,9 @@ def fill(
     leaves, treedef = jax.tree.flatten(shapes)
     filled = []
     for leaf, target in zip(layout, leaves, strict=True):
-        array = np.empty((len(leaf.names), *leaf.shape), jnp.dtype(dtype))
+        array = np.empty((len(leaf.names), *leaf.part), jnp.dtype(dtype))
         for row, name in zip(range(len(array)), leaf.names, strict=True):
-            array[row] = stored[name].read()
+            array[row] = leaf.read(stored[name].read())
         filled.append(jnp.array(array.reshape(target.shape)))
     return treedef.unflatten(filled)
 
@@ -154,19 +173,20 @@ def _layout(backbone: GPT2) -> list[_Leaf]:
         path = jax.tree_util.keystr(path, simple=True, separator="/")
         path = path.removesuffix("/value")
         if not path.startswith("blocks/"):
-            return _Leaf([_TOP[path]], leaf.shape)
+            return _Leaf([_TOP[path]], leaf.shape, leaf.shape)
         _, stack, name = path.split("/", 2)
-        layers, *dims = leaf.shape
+        layers, *part = leaf.shape
+        dims = part
         match name:
             case "qkv/kernel":
-                dims = [dims[0], math.prod(dims[1:])]
+                dims = [part[0], math.prod(part[1:])]
             case "out/kernel":
-                dims = [math.prod(dims[:-1]), dims[-1]]
+                dims = [math.prod(part[:-1]), part[-1]]
             case "qkv/bias":
-                dims = [math.prod(dims)]
+                dims = [math.prod(part)]
         first = starts[int(stack)]
-        numbers = range(first, first + layers)
-        return _Leaf([f"h.{i}.{_LAYER[name]}" for i in numbers], tuple(dims))
+        names = [f"h.{i}.{_LAYER[name]}" for i in range(first, first + layers)]
+        return _Leaf(names, tuple(dims), tuple(part), name.startswith("qkv/"))
 
     paths, _ = jax.tree_util.tree_flatten_with_path(backbone)
     return [describe(path, leaf) for path, leaf in paths]
@@ -176,8 +196,9 @@ def _tensors(backbone: GPT2) -> dict[str, Float[np.ndarray, "..."]]:
     """The parameters under Hugging Face's names and in its shapes."""
     tensors = {}
     for leaf, value in zip(_layout(backbone), jax.tree.leaves(backbone), strict=True):
-        rows = np.asarray(value).reshape(len(leaf.names), *leaf.shape)
-        tensors.update(zip(leaf.names, map(np.asarray, rows), strict=True))
+        parts = np.asarray(value).reshape(len(leaf.names), *leaf.part)
+        written = (leaf.write(np.asarray(part)) for part in parts)
+        tensors.update(zip(leaf.names, written, strict=True))
     return tensors
 
 

@@ -35,8 +35,13 @@ def backbone_shapes(config: Config, mesh: Mesh | None = None) -> GPT2:
 
     def make(key):
         shape = backbone_config(wanted.name)
-        made = GPT2(shape, key=key, dtype=wanted.dtype, remat=wanted.remat)
-        made.unroll = bool(wanted.unroll)
+        made = GPT2(
+            shape,
+            key=key,
+            dtype=wanted.dtype,
+            remat=wanted.remat,
+            unroll=bool(wanted.unroll),
+        )
         if wanted.weights == "pretrained":
             made = jax.tree.map(lambda x: x.astype(made.dtype), made)
         return made
