@@ -31,7 +31,7 @@ def logits(backbone, tokens, positions, prefix, sees, gates=None):
 
         normal = norm(x, of(block.ln_1.scale), of(block.ln_1.bias))
         qkv = np.einsum("td,dhck->cthk", normal, of(block.qkv.kernel))
-        query, key, value = qkv + of(block.qkv.bias)[:, None]
+        query, key, value = qkv + of(block.qkv.bias).swapaxes(0, 1)[:, None]
         mixed = np.zeros_like(query)
         for t, head in np.ndindex(len(tokens), config.n_head):
             own = key[: t + 1, head], value[: t + 1, head]

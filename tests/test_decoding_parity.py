@@ -108,7 +108,7 @@ RULES = {
 def test_rules(backbone, tokenizer, model, method, rule):
     """On prompts of one length: transformers counts padding as text."""
     rng = np.random.default_rng(1)
-    prompts = rng.integers(6, 40, (24, 9)).tolist()
+    prompts = rng.integers(6, 40, (48, 9)).tolist()
     our_setting, their_setting = RULES[rule]
     beams = {"beams": 3} if method == "beam" else {}
     written = ours(backbone, tokenizer, prompts, method=method, **our_setting, **beams)
@@ -189,8 +189,9 @@ def test_samples_have_the_distribution_of_transformers(backbone, tokenizer, mode
     common = [pair for pair in expected if expected[pair] >= 5]
     observed = [counts[pair] for pair in common]
     wanted = [expected[pair] for pair in common]
-    observed.append(draws - sum(observed))
-    wanted.append(draws - sum(wanted))
+    if len(common) < len(expected):
+        observed.append(draws - sum(observed))
+        wanted.append(draws - sum(wanted))
     assert len(common) > 15
     wanted = np.array(wanted, np.float64) * draws / np.sum(wanted, dtype=np.float64)
     _, p = stats.chisquare(observed, wanted)

@@ -18,7 +18,7 @@ from prefix_jax.model.block import head_logits
 
 CHUNKS = 8
 """A row's tokens are cut into so many chunks,"""
-FULL_PRODUCT = 256
+FULL_PRODUCT = 128
 """or fewer, where matrix products of fewer rows than this would be slow."""
 
 

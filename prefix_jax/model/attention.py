@@ -1,5 +1,6 @@
 """The one place that knows attention with a prefix: blocks, masks, softmax."""
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -81,24 +82,24 @@ def attend(
 ) -> Float[Array, "B T H K"]:
     """Softmax attention of the queries over all blocks, as if they were concatenated.
 
-    Only the scores are concatenated: keys and values are read where they lie, one copy
-    for all rows that share them. Scores and softmax are f32 whatever the inputs are,
-    which is what GPT-2's `reorder_and_upcast_attn` asks for. A block with a softmax of
-    its own adds its mean of values to what the others give.
+    Nothing is: keys and values are read where they lie, one copy for all rows that
+    share them, and blocks are merged by their sums. Scores and softmax are f32 whatever
+    the inputs are, which is what GPT-2's `reorder_and_upcast_attn` asks for. A block
+    with a softmax of its own adds its mean of values to what the others give.
     """
     groups = _groups(blocks)
-    out = jnp.zeros((), query.dtype)
-    for block, weights in zip(blocks, _weights(query, blocks, scale), strict=True):
+    mixed = jnp.zeros((), query.dtype)
+    for some in _softmaxes(blocks):
+        weights, total = _weights(query, some, scale, groups)
         with jax.named_scope("mix"):
-            n = block.values.shape[0]
-            mixed = jnp.einsum(
-                "nhqs,nhsk->nhqk",
-                _regrouped(weights.astype(query.dtype), n),
-                block.values,
-                precision=precision(query.dtype),
-            )
-            out += _regrouped(mixed, groups)
-    return _by_row(out, query.shape)
+            parts = [
+                _mix(own, block.values, query.dtype, groups)
+                for own, block in zip(weights, some, strict=True)
+            ]
+            # Divided here, not weight by weight: S/K times less work, and its gradient
+            # is a sum over K instead of S.
+            mixed += (sum(parts) / total).astype(query.dtype)
+    return _by_row(mixed, query.shape)
 
 
 def mass(
@@ -108,7 +109,8 @@ def mass(
 ) -> Float[Array, "B H T"]:
     """The share of each query's attention that the first block receives."""
     rows, length, heads, _ = query.shape
-    share = _weights(query, blocks, scale)[0].sum(-1, keepdims=True)
+    weights, total = _weights(query, blocks, scale, _groups(blocks))
+    share = weights[0].sum(-1, keepdims=True) / total
     share = _by_row(share, (rows, length, heads, 1))
     return jnp.swapaxes(share[..., 0], 1, 2)
 
@@ -138,27 +140,40 @@ def _regrouped(x: Float[Array, "F H Q S"], groups: int) -> Float[Array, "G H P S
     return _by_group(jnp.swapaxes(x, 1, 2), groups)
 
 
-def _weights(query, blocks, scale) -> list[Float[Array, "G H Q S"]]:
-    """Attention weights, f32, over the positions of each block."""
-    groups = _groups(blocks)
+def _softmaxes(blocks) -> list[list[KeyBlock]]:
+    """The blocks that share a softmax, then each that has its own."""
+    shared = [block for block in blocks if not block.own_softmax]
+    return [shared, *([block] for block in blocks if block.own_softmax)]
+
+
+def _weights(query, blocks, scale, groups) -> tuple[list[Array], Array]:
+    """Attention weights over the positions of each block, and what they all sum to.
+
+    f32 [G H Q S] each, and [G H Q 1]: weights are relative to the largest of their
+    query, and still to be divided by the sum.
+    """
     scores = [_scores(query, block, scale, groups) for block in blocks]
-    shared = [
-        score
-        for score, block in zip(scores, blocks, strict=True)
-        if not block.own_softmax
-    ]
-    joint = jax.nn.softmax(jnp.concatenate(shared, axis=-1), axis=-1)
-    weights, start = [], 0
-    for score, block in zip(scores, blocks, strict=True):
-        if block.own_softmax:
-            # Where all is masked a softmax is uniform, but nothing is to be added.
-            sees = score.max(-1, keepdims=True) > _MASKED
-            weights.append(jnp.where(sees, jax.nn.softmax(score, axis=-1), 0.0))
-        else:
-            stop = start + score.shape[-1]
-            weights.append(joint[..., start:stop])
-            start = stop
-    return weights
+    largest = [score.max(-1, keepdims=True) for score in scores]
+    # Whatever is taken off cancels, and so has no gradient.
+    peak = jax.lax.stop_gradient(functools.reduce(jnp.maximum, largest))
+    weights = [jnp.exp(score - peak) for score in scores]
+    if blocks[0].own_softmax:
+        # Where all is masked a softmax is uniform, but nothing is to be added.
+        weights = [jnp.where(peak > _MASKED, weights[0], 0.0)]
+        return weights, jnp.where(peak > _MASKED, weights[0].sum(-1, keepdims=True), 1)
+    return weights, sum(part.sum(-1, keepdims=True) for part in weights)
+
+
+def _mix(weights, values, dtype, groups) -> Float[Array, "G H Q K"]:
+    """Values summed by their weights, f32."""
+    mixed = jnp.einsum(
+        "nhqs,nhsk->nhqk",
+        _regrouped(weights.astype(dtype), values.shape[0]),
+        values,
+        precision=precision(dtype),
+        preferred_element_type=jnp.float32,
+    )
+    return _regrouped(mixed, groups)
 
 
 @jax.named_scope("scores")
