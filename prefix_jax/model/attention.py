@@ -13,6 +13,11 @@ from jaxtyping import Array, Bool, Float
 _MASKED = float(np.finfo(np.float32).min)
 """The score of a key that is not seen; its weight is exactly 0 beside one that is."""
 
+STRETCHES = 4
+"""Causal attention takes its queries in so many parts,"""
+SHORTEST_STRETCH = 64
+"""or fewer, where products of fewer queries than this would be slow."""
+
 
 class KeyBlock(NamedTuple):
     """One stretch of positions that queries look at: prefix, cache or own tokens.
@@ -40,6 +45,19 @@ class KeyBlock(NamedTuple):
     ) -> "KeyBlock":
         """A block of keys and values as `KV` and the layers have them."""
         return cls(keys.transpose(0, 2, 3, 1), values.swapaxes(1, 2), mask, own_softmax)
+
+    def of_queries(self, start: int, stop: int) -> "KeyBlock":
+        """The same for some of the queries only."""
+        if self.mask is None or self.mask.shape[1] == 1:
+            return self
+        return self._replace(mask=self.mask[:, start:stop])
+
+    def up_to(self, stop: int) -> "KeyBlock":
+        """The first positions only."""
+        mask = None if self.mask is None else self.mask[..., :stop]
+        return self._replace(
+            keys=self.keys[..., :stop], values=self.values[:, :, :stop], mask=mask
+        )
 
 
 def causal_mask(length: int, mask: Bool[Array, "B T"] | None) -> Bool[Array, "#B T T"]:
@@ -73,6 +91,36 @@ def precision(dtype: jnp.dtype) -> jax.lax.Precision | None:
     Narrower types are multiplied exactly as it is.
     """
     return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
+
+
+def attend_causally(
+    query: Float[Array, "B T H K"],
+    seen: Sequence[KeyBlock],
+    own: KeyBlock,
+    scale: Float[Array, ""] | float,
+) -> Float[Array, "B T H K"]:
+    """`attend` over `seen` and the queries' `own` keys, of which none sees later ones.
+
+    Queries are taken in a few stretches, each with the keys up to its end: of the
+    products and weights over own keys, all of which a mask would have to hide again,
+    three eighths are left out.
+    """
+    length = query.shape[1]
+    size = max(SHORTEST_STRETCH, -(-length // STRETCHES))
+    return jnp.concatenate(
+        [
+            attend(
+                query[:, start : start + size],
+                [
+                    *(block.of_queries(start, start + size) for block in seen),
+                    own.of_queries(start, start + size).up_to(start + size),
+                ],
+                scale,
+            )
+            for start in range(0, length, size)
+        ],
+        axis=1,
+    )
 
 
 def attend(

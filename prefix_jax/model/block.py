@@ -8,7 +8,13 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from prefix_jax.model.activations import PARAMETERS, activation
-from prefix_jax.model.attention import KeyBlock, attend, mass, precision
+from prefix_jax.model.attention import (
+    KeyBlock,
+    attend,
+    attend_causally,
+    mass,
+    precision,
+)
 from prefix_jax.model.gpt2_config import GPT2Config
 
 
@@ -149,7 +155,11 @@ class Block(nnx.Module):
             own_block = own.write(key, value)
             blocks = [*seen, own_block]
             observed = mass(query, blocks, scale) if observe else None
-            x += self.out(attend(query, blocks, scale))
+            if own.slots is None:
+                mixed = attend_causally(query, seen, own_block, scale)
+            else:
+                mixed = attend(query, blocks, scale)
+            x += self.out(mixed)
         with jax.named_scope("mlp"):
             normal = self.ln_2(x, config.layer_norm_epsilon)
             inner = activation(config.activation_function)(
