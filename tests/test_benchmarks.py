@@ -1,16 +1,102 @@
 """The scripts in benchmarks/ measure what they say."""
 
+import importlib
 import json
 import math
 import runpy
 import sys
 
 import jax
+import numpy as np
 import pytest
 from conftest import REPOSITORY
 from rounding import SUM
 
+from prefix_jax.learning.split import leaf_names
+from prefix_jax.model.gpt2 import GPT2
+from prefix_jax.model.gpt2_config import GPT2Config
 from prefix_jax.model.loading import END
+
+BENCHMARKS = REPOSITORY / "benchmarks"
+FEATURES = "name[Blue Spice], area[riverside]"
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Runs a benchmark on a tiny backbone and gives the JSON that it wrote."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+    def run(name: str, *arguments: str) -> dict:
+        out = tmp_path / f"{name}.json"
+        common = ["--shape", "tiny", "--rounds", "2", "--out", str(out)]
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *common, *arguments])
+        importlib.import_module(name).main()
+        report = json.loads(out.read_text())
+        assert report["benchmark"] == name
+        assert report["settings"]["shape"] == "tiny"
+        assert {"machine", "devices", "versions"} <= report.keys()
+        # Results are published: no place of the machine belongs in them.
+        assert str(tmp_path) not in out.read_text()
+        return report
+
+    return run
+
+
+@pytest.fixture
+def e2e(tmp_path) -> str:
+    """E2E's files with a handful of examples."""
+    folder = tmp_path / "e2e"
+    folder.mkdir()
+    for name in ("trainset", "devset", "testset_w_refs"):
+        lines = [f'"{FEATURES}",Blue Spice no. {i} is by the river.' for i in range(9)]
+        (folder / f"{name}.csv").write_text("\n".join(["mr,ref", *lines, ""]))
+    return str(folder)
+
+
+@pytest.mark.slow
+def test_train_step_compares_three_sides(run, e2e, monkeypatch):
+    pytest.importorskip("peft")
+    monkeypatch.setattr(importlib.import_module("operations"), "SIZES", (64,))
+    report = run("train_step", "--e2e", e2e, "--pack", "64", "--batch-size", "6")
+    rates = report["examples_per_second"]
+    assert rates.keys() == report["rounds"].keys() == {"ours", "peft", "torch"}
+    assert min(rates.values()) > 0
+    assert all(len(rounds) == 2 for rounds in report["rounds"].values())
+    assert report["versions"].keys() >= {"jax", "torch", "peft"}
+
+
+@pytest.mark.slow
+def test_decode_compares_texts_and_prefixes(run, e2e):
+    pytest.importorskip("peft")
+    few = ["--prompts", "2", "--new-tokens", "3", "--batch-sizes", "2"]
+    report = run("decode", "--e2e", e2e, *few, "--beams", "2", "--prefixes", "1", "2")
+    for kind in ("greedy", "beam"):
+        assert report[kind]["same_texts"] == 1
+        assert report[kind]["sequences_per_second"].keys() == {"ours", "peft"}
+    assert report["prefixes"]["1"]["relative_to_one"] == 1
+    assert report["prompt_tokens"]["max"] > 0
+
+
+def test_operations_are_those_of_the_matrices(run):
+    """Against a count of the parameters: 4n a token with a prefix, 6n in full."""
+    operations = importlib.import_module("operations").operations
+    shape = GPT2Config(vocab_size=50, n_embd=8, n_layer=4, n_head=2)
+    backbone = jax.eval_shape(lambda: GPT2(shape, key=jax.random.key(0)))
+    matrices = sum(
+        leaf.size
+        for name, leaf in zip(
+            leaf_names(backbone), jax.tree.leaves(backbone), strict=True
+        )
+        if name.startswith("blocks") and name.endswith("kernel")
+    )
+    given = shape, np.array([3, 5]), 2.0, 7
+    count = {name: operations(*given, name) for name in ("prefix", "top2", "full")}
+    assert count["prefix"]["layers"] == 4 * matrices * 4
+    assert count["full"]["layers"] == 6 * matrices * 4
+    assert count["top2"]["layers"] == (2 + 4 / 2) * matrices * 4
+    assert count["full"]["head"] == 1.5 * count["prefix"]["head"]
+    assert count["prefix"]["attention"] == count["full"]["attention"]
+    assert count["top2"]["attention"] == count["full"]["attention"] * 2 / 3
 
 
 def test_perplexity_is_that_of_every_window(
@@ -24,9 +110,7 @@ def test_perplexity_is_that_of_every_window(
     text.write_text("".join(f"{document}\n{END}\n" for document in documents))
     arguments = ["perplexity.py", "--text", str(text), "--backbone", str(model_folder)]
     monkeypatch.setattr(sys, "argv", arguments)
-    runpy.run_path(
-        str(REPOSITORY / "benchmarks" / "perplexity.py"), run_name="__main__"
-    )
+    runpy.run_path(str(BENCHMARKS / "perplexity.py"), run_name="__main__")
     scores = json.loads(capsys.readouterr().out)
 
     ids = [token for one in documents for token in [*tokenizer.encode(one), 0]]
