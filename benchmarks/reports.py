@@ -10,10 +10,16 @@ from importlib import metadata
 from pathlib import Path
 
 import jax
+from plots import draw
 
 import prefix_jax as pj
 from prefix_jax.model.gpt2_config import RELEASED
 from prefix_jax.runs.shapes import backbone_config
+
+QUIET = (
+    "Seconds are upper bounds unless nothing else ran on the machine; cpu_seconds, of "
+    "all cores together, hardly depend on that."
+)
 
 
 def make_parser(description: str, *, rounds: int) -> argparse.ArgumentParser:
@@ -26,6 +32,7 @@ def make_parser(description: str, *, rounds: int) -> argparse.ArgumentParser:
     parser.add_argument("--prefix-length", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=rounds, help="turns of each side")
     parser.add_argument("--out", type=Path, help="where the JSON goes")
+    parser.add_argument("--plot", type=Path, help="where a picture of it goes")
     return parser
 
 
@@ -64,7 +71,7 @@ def write_report(
     results: Mapping[str, object],
     packages: Sequence[str] = (),
 ) -> None:
-    """Settings, machine, versions (of `packages` too) and results to `--out`."""
+    """Settings, machine, versions (of `packages` too) and results, as asked."""
     names = ("jax", "jaxlib", *packages)
     report = {
         "benchmark": benchmark,
@@ -79,12 +86,15 @@ def write_report(
     }
     if options.out:
         options.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    if options.plot:
+        draw(report, options.plot)
 
 
 def _settings(options: argparse.Namespace) -> dict[str, object]:
     """The options without the places of this machine: of a folder its name only."""
     given = {k: v for k, v in vars(options).items() if not isinstance(v, Path)}
-    given.pop("out", None)
+    for place in ("out", "plot"):
+        given.pop(place, None)
     if "tokenizer" in given:
         given["tokenizer"] = Path(given["tokenizer"]).name
     return given
