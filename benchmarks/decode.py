@@ -13,19 +13,18 @@ texts agree is reported; they differ where two tokens are as likely to f32 round
 
 import argparse
 import dataclasses
-import json
-import platform
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from functools import partial
 
 import jax
 import numpy as np
 import peft
 import torch
 import transformers
+from reports import add_texts, make_parser, random_backbone, take_turns, write_report
 
 import prefix_jax as pj
 from prefix_jax.config import DecodeConfig
@@ -100,14 +99,9 @@ class Work:
 
 
 def make_work(options: argparse.Namespace) -> Work:
-    """Random weights of GPT-2's shape, random prefixes, E2E's test prompts."""
+    """Random weights, random prefixes, E2E's test prompts."""
     tokenizer = pj.load_tokenizer(options.tokenizer)
-    if options.shape == "tiny":
-        backbone = pj.load_backbone("tiny", dtype=options.dtype)
-    else:
-        config = pj.GPT2Config()  # 124M
-        backbone = pj.GPT2(config, key=jax.random.key(0), dtype=options.dtype)
-        backbone = jax.tree.map(lambda x: x.astype(options.dtype), backbone)
+    backbone = random_backbone(options.shape, options.dtype)
     shape = pj.PrefixConfig(init="random", length=options.prefix_length)
     prefixes = [
         pj.init_prefix(backbone, shape, key=jax.random.key(i))()
@@ -153,10 +147,8 @@ def compare(name: str, ours: Write, theirs: Write, work: Work, options) -> dict:
     agree = np.mean(
         [a == b for a, b in zip(ours(our_size), theirs(their_size), strict=True)]
     )
-    took: dict[str, list[float]] = {"ours": [], "peft": []}
-    for _ in range(options.rounds):
-        took["ours"].append(seconds(ours, our_size))
-        took["peft"].append(seconds(theirs, their_size))
+    sides = {"ours": partial(ours, our_size), "peft": partial(theirs, their_size)}
+    took = take_turns(sides, options.rounds)
     rate = {
         side: len(work.prompts) / statistics.median(values)
         for side, values in took.items()
@@ -180,18 +172,15 @@ def compare(name: str, ours: Write, theirs: Write, work: Work, options) -> dict:
 
 def many_prefixes(work: Work, batch_size: int, options) -> dict[str, dict]:
     """Greedy decoding with ever more prefixes in a batch, alternating."""
-    writes = {n: work.ours(n) for n in options.prefixes}
-    took: dict[int, list[float]] = {n: [] for n in writes}
+    writes = {str(n): partial(work.ours(n), batch_size) for n in options.prefixes}
     for write in writes.values():
-        write(batch_size)
-    for _ in range(options.rounds):
-        for n, write in writes.items():
-            took[n].append(seconds(write, batch_size))
-    first = statistics.median(took[options.prefixes[0]])
+        write()
+    took = take_turns(writes, options.rounds)
+    first = statistics.median(took[str(options.prefixes[0])])
     results = {}
     for n, values in took.items():
         median = statistics.median(values)
-        results[str(n)] = {
+        results[n] = {
             "sequences_per_second": len(work.prompts) / median,
             "relative_to_one": first / median,
             "seconds": values,
@@ -206,22 +195,14 @@ def many_prefixes(work: Work, batch_size: int, options) -> dict[str, dict]:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--e2e", type=Path, required=True, help="the official CSVs")
-    parser.add_argument("--tokenizer", default="tiny", help="name or folder")
-    parser.add_argument("--shape", choices=("gpt2", "tiny"), default="gpt2")
-    parser.add_argument("--dtype", default="float32")
+    parser = make_parser(str(__doc__), rounds=3)
+    add_texts(parser)
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--new-tokens", type=int, default=48)
-    parser.add_argument("--prefix-length", type=int, default=10)
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[16, 32, 64])
     parser.add_argument("--prefixes", type=int, nargs="+", default=[1, 8, 64])
-    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--beams", type=int, default=5)
     parser.add_argument("--only", nargs="+", default=["greedy", "beam", "prefixes"])
-    parser.add_argument("--out", type=Path, help="where the JSON goes")
     options = parser.parse_args()
 
     work = make_work(options)
@@ -239,28 +220,13 @@ def main() -> None:
     if "prefixes" in options.only:
         results["prefixes"] = many_prefixes(work, max(options.batch_sizes), options)
     lengths = [len(prompt) for prompt in work.prompts]
-    report = {
-        "work": {
-            **{k: v for k, v in vars(options).items() if k not in ("out", "e2e")},
-            "tokenizer": Path(options.tokenizer).name,
-            "prompt_tokens": {"mean": float(np.mean(lengths)), "max": max(lengths)},
-        },
+    results |= {
+        "prompt_tokens": {"mean": float(np.mean(lengths)), "max": max(lengths)},
         "peft": f"{model.config._attn_implementation} attention, inference_mode, "
         f"{torch.get_num_threads()} threads, dynamic cache, prompts sorted by length",
-        "devices": [device.device_kind for device in jax.devices()],
-        "machine": f"{platform.machine()}, {platform.processor()}",
-        "versions": {
-            "jax": jax.__version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "peft": peft.__version__,
-            "python": platform.python_version(),
-        },
         "compiled_programs": compiled_programs(),
-        **results,
     }
-    if options.out:
-        options.out.write_text(json.dumps(report, indent=2) + "\n")
+    write_report(options, "decode", results, ("torch", "transformers", "peft"))
 
 
 if __name__ == "__main__":

@@ -15,15 +15,13 @@ operations of a step (`operations`, shown in the JSON; padding is not useful) ov
 time, divided by what the best of a few square matrix products reaches in the same run.
 """
 
-import argparse
 import dataclasses
 import itertools
-import json
-import platform
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +29,8 @@ import numpy as np
 import peft
 import torch
 import transformers
+from operations import ceiling, operations
+from reports import add_texts, make_parser, random_backbone, take_turns, write_report
 from transformers.cache_utils import DynamicCache
 
 import prefix_jax as pj
@@ -39,11 +39,6 @@ from prefix_jax.data.tasks import load_examples
 from prefix_jax.data.tokens import Row, encode_examples
 from prefix_jax.process import keep_freed_memory
 
-SHAPES = {
-    "gpt2": pj.GPT2Config(),
-    "gpt2-medium": pj.GPT2Config(n_embd=1024, n_layer=24, n_head=16),
-    "gpt2-large": pj.GPT2Config(n_embd=1280, n_layer=36, n_head=20),
-}
 LEARNING_RATE = 1e-3
 
 
@@ -97,10 +92,10 @@ def ours(backbone: pj.GPT2, rows: list[Row], options) -> Side:
     return Side(run)
 
 
-def load_torch(backbone: pj.GPT2, options) -> transformers.GPT2LMHeadModel:
-    folder = Path(options.scratch) / "backbone"
-    pj.save_backbone(folder, backbone)
-    model = transformers.GPT2LMHeadModel.from_pretrained(folder)
+def load_torch(backbone: pj.GPT2) -> transformers.GPT2LMHeadModel:
+    with tempfile.TemporaryDirectory() as folder:
+        pj.save_backbone(folder, backbone)
+        model = transformers.GPT2LMHeadModel.from_pretrained(folder)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     # The published model has dropout; without it both sides do the same work.
@@ -119,7 +114,7 @@ def as_peft(backbone: pj.GPT2, rows: list[Row], options) -> Side:
     config = peft.PrefixTuningConfig(
         task_type="CAUSAL_LM", num_virtual_tokens=options.prefix_length
     )
-    model = peft.get_peft_model(load_torch(backbone, options), config)
+    model = peft.get_peft_model(load_torch(backbone), config)
     optimizer = torch.optim.AdamW(
         [p for p in model.parameters() if p.requires_grad], LEARNING_RATE
     )
@@ -149,7 +144,7 @@ def as_peft(backbone: pj.GPT2, rows: list[Row], options) -> Side:
 
 
 def as_torch(backbone: pj.GPT2, rows: list[Row], options) -> Side:
-    model = load_torch(backbone, options)
+    model = load_torch(backbone)
     shape, length = model.config, options.prefix_length
     dims = (shape.n_layer, 2, shape.n_head, length, shape.n_embd // shape.n_head)
     prefix = torch.nn.Parameter(0.02 * torch.randn(dims, device=model.device))
@@ -201,124 +196,67 @@ def as_torch(backbone: pj.GPT2, rows: list[Row], options) -> Side:
     return Side(run)
 
 
-def operations(shape: pj.GPT2Config, rows: list[Row], prefix_length: int) -> dict:
-    """Useful floating-point operations of one average example.
-
-    Forward, and backward to the activations only: a frozen matrix of n numbers costs
-    2n + 2n a token. A token's attention reads the prefix and the tokens up to itself,
-    in two products forward and four backward.
-    """
-    d, layers = shape.n_embd, shape.n_layer
-    matrices = layers * (4 * d * d + 2 * d * shape.mlp_width)
-    lengths = np.array([len(row.tokens) for row in rows])
-    targets = float(np.mean([row.loss_mask.sum() for row in rows]))
-    seen = lengths * prefix_length + lengths * (lengths + 1) / 2
-    parts = {
-        "layers": 4 * matrices * float(lengths.mean()),
-        "head": 4 * shape.vocab_size * d * targets,
-        "attention": 6 * 2 * d * layers * float(seen.mean()),
-    }
-    return {**parts, "in all": sum(parts.values()), "tokens": float(lengths.mean())}
-
-
-def ceiling(dtype: str) -> float:
-    """Operations per second of the best of a few square matrix products."""
-    best = 0.0
-    for size in (1024, 2048, 4096):
-        x = jnp.ones((size, size), dtype)
-        multiply = jax.jit(lambda a: jnp.matmul(a, a, precision="highest"))
-        multiply(x).block_until_ready()
-        for _ in range(3):
-            started = time.perf_counter()
-            multiply(x).block_until_ready()
-            best = max(best, 2 * size**3 / (time.perf_counter() - started))
-    return best
-
-
 def measure(sides: dict[str, Side], options) -> None:
+    """Fill in the seconds of the first steps, and the rates of each round."""
     for side in sides.values():
         started = time.perf_counter()
         side.step()
         side.first = time.perf_counter() - started
         side.step()
-    for number in range(options.rounds):
-        for name, side in sides.items():
-            started, done = time.perf_counter(), 0
-            for _ in range(options.steps):
-                done += side.step()
-            side.rates.append(done / (time.perf_counter() - started))
-            print(f"round {number}: {name} {side.rates[-1]:.2f} examples/s", flush=True)
+    done: dict[str, list[int]] = {name: [] for name in sides}
+
+    def turn(name: str) -> None:
+        done[name].append(sum(sides[name].step() for _ in range(options.steps)))
+
+    turns = {name: partial(turn, name) for name in sides}
+    for name, took in take_turns(turns, options.rounds).items():
+        sides[name].rates = [
+            number / seconds for number, seconds in zip(done[name], took, strict=True)
+        ]
 
 
 def main() -> None:
     """The command line."""
     keep_freed_memory()  # as `prefix-jax` does; PyTorch's tensors gain by it as well
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--e2e", type=Path, required=True, help="the official CSVs")
-    parser.add_argument("--tokenizer", default="tiny", help="name or folder")
-    parser.add_argument("--shape", choices=SHAPES, default="gpt2")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser = make_parser(str(__doc__), rounds=5)
+    add_texts(parser)
     parser.add_argument("--batch-size", type=int, default=10, help="examples a step")
     parser.add_argument("--pack", type=int, default=256, help="tokens a packed row")
-    parser.add_argument("--prefix-length", type=int, default=5)
     parser.add_argument("--steps", type=int, default=3, help="of each side in a round")
-    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--sides", nargs="+", default=["ours", "peft", "torch"])
     parser.add_argument("--compile", action="store_true", help="torch.compile `torch`")
-    parser.add_argument("--scratch", default="/tmp/prefix_jax_train_step")
-    parser.add_argument("--out", type=Path, help="where the JSON goes")
+    parser.set_defaults(prefix_length=5)
     options = parser.parse_args()
 
-    rows, shape = rows_of(options), SHAPES[options.shape]
-    on_cpu = jax.default_backend() == "cpu"
-    backbone = pj.GPT2(shape, key=jax.random.key(0), dtype=options.dtype, unroll=on_cpu)
-    backbone = jax.tree.map(lambda x: x.astype(options.dtype), backbone)
+    rows = rows_of(options)
+    backbone = random_backbone(options.shape, options.dtype)
     make = {"ours": ours, "peft": as_peft, "torch": as_torch}
     sides = {name: make[name](backbone, rows, options) for name in options.sides}
     measure(sides, options)
 
-    count, limit = (
-        operations(shape, rows, options.prefix_length),
-        ceiling(options.dtype),
-    )
+    lengths = np.array([len(row.tokens) for row in rows])
+    targets = float(np.mean([row.loss_mask.sum() for row in rows]))
+    count = operations(backbone.config, lengths, targets, options.prefix_length)
+    limit = ceiling(options.dtype)
     median = {name: statistics.median(side.rates) for name, side in sides.items()}
+    share = {name: rate * count["in all"] / limit for name, rate in median.items()}
     for name, rate in median.items():
-        share = rate * count["in all"] / limit
         print(
             f"{name}: {rate:.2f} examples/s, {rate * count['tokens']:.0f} tokens/s, "
-            f"{share:.0%} of the ceiling ({limit / 1e9:.0f} Gflop/s); first step "
+            f"{share[name]:.0%} of the ceiling ({limit / 1e9:.0f} Gflop/s); first step "
             f"{sides[name].first:.1f} s; ours / {name} "
             f"{median.get('ours', rate) / rate:.2f}"
         )
-    report = {
-        "settings": {
-            key: str(value) if isinstance(value, Path) else value
-            for key, value in vars(options).items()
-            if key not in ("out", "e2e", "scratch", "tokenizer")
-        },
+    results = {
         "examples_per_second": median,
         "rounds": {name: side.rates for name, side in sides.items()},
         "first_step_seconds": {name: side.first for name, side in sides.items()},
-        "share_of_ceiling": {
-            name: rate * count["in all"] / limit for name, rate in median.items()
-        },
+        "share_of_ceiling": share,
         "ceiling_flops": limit,
         "operations_per_example": count,
-        "devices": [device.device_kind for device in jax.devices()],
         "torch_threads": torch.get_num_threads(),
-        "machine": f"{platform.machine()}, {platform.processor()}",
-        "versions": {
-            "jax": jax.__version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "peft": peft.__version__,
-            "python": platform.python_version(),
-        },
     }
-    if options.out:
-        options.out.write_text(json.dumps(report, indent=2) + "\n")
+    write_report(options, "train_step", results, ("torch", "transformers", "peft"))
 
 
 if __name__ == "__main__":

@@ -36,10 +36,15 @@ def chart(path: Path) -> Iterator["Axes"]:
     """Axes to draw lines on; on leaving they are written to `path`."""
     with figure(path, (7.5, 4.5)) as drawn:
         axes = drawn.subplots()
-        axes.grid(color="#e5e5e5", linewidth=0.8)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
+        plain(axes)
         yield axes
+
+
+def plain(axes: "Axes") -> None:
+    """Axes with a light grid behind what is drawn, and no box around it."""
+    axes.grid(color="#e5e5e5", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 class Point(NamedTuple):

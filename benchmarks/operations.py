@@ -1,0 +1,62 @@
+"""Operations that a training step needs, and those that a machine reaches."""
+
+import time
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Int
+
+import prefix_jax as pj
+from prefix_jax.learning.split import TOP_LAYERS
+
+Method = Literal["prefix", "top2", "full"]
+
+SIZES = (1024, 2048, 4096)
+"""Sides of the square matrices whose products show what the machine reaches."""
+
+
+def operations(
+    shape: pj.GPT2Config,
+    lengths: Int[np.ndarray, " rows"],
+    targets: float,
+    prefix_length: int,
+    method: Method = "prefix",
+) -> dict[str, float]:
+    """Useful floating-point operations of one average row.
+
+    `lengths` are the rows' tokens, `targets` those that carry loss in the average row.
+    A matrix of n numbers costs 2n a token forward, 2n for the gradient of its input,
+    where backpropagation passes it, and 2n for its own, where it is trained: 4n all in
+    all with a prefix, 6n in full fine-tuning. A token's attention reads the prefix and
+    the tokens up to itself, in two products forward and four backward.
+    """
+    d, layers = shape.n_embd, shape.n_layer
+    matrices = 4 * d * d + 2 * d * shape.mlp_width
+    passed = TOP_LAYERS if method == "top2" else layers
+    trained = 0 if method == "prefix" else passed
+    tokens = float(lengths.mean())
+    seen = float((lengths * prefix_length + lengths * (lengths + 1) / 2).mean())
+    # The tied embedding is trained in full fine-tuning only.
+    head = 2 + 2 + (2 if method == "full" else 0)
+    parts = {
+        "layers": 2 * matrices * (layers + passed + trained) * tokens,
+        "head": head * shape.vocab_size * d * targets,
+        "attention": 4 * d * (layers + 2 * passed) * seen,
+    }
+    return {**parts, "in all": sum(parts.values()), "tokens": tokens}
+
+
+def ceiling(dtype: str) -> float:
+    """Operations per second of the best of a few matrix products."""
+    best = 0.0
+    for size in SIZES:
+        x = jnp.ones((size, size), dtype)
+        multiply = jax.jit(lambda a: jnp.matmul(a, a, precision="highest"))
+        multiply(x).block_until_ready()
+        for _ in range(3):
+            started = time.perf_counter()
+            multiply(x).block_until_ready()
+            best = max(best, 2 * size**3 / (time.perf_counter() - started))
+    return best

@@ -1,0 +1,110 @@
+"""What every benchmark does: common options, turns, a JSON that says where it ran."""
+
+import argparse
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+
+import jax
+from plots import draw
+
+import prefix_jax as pj
+from prefix_jax.model.gpt2_config import RELEASED
+from prefix_jax.runs.shapes import backbone_config
+
+QUIET = (
+    "Seconds are upper bounds unless nothing else ran on the machine; cpu_seconds, of "
+    "all cores together, hardly depend on that."
+)
+
+
+def make_parser(description: str, *, rounds: int) -> argparse.ArgumentParser:
+    """A command line with the options that all have."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--shape", choices=("tiny", *RELEASED), default="gpt2")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--prefix-length", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=rounds, help="turns of each side")
+    parser.add_argument("--out", type=Path, help="where the JSON goes")
+    parser.add_argument("--plot", type=Path, help="where a picture of it goes")
+    return parser
+
+
+def add_texts(parser: argparse.ArgumentParser) -> None:
+    """Options for E2E's texts."""
+    parser.add_argument("--e2e", type=Path, required=True, help="the official CSVs")
+    parser.add_argument("--tokenizer", default="tiny", help="name or folder")
+
+
+def random_backbone(shape: str, dtype: str) -> pj.GPT2:
+    """Random weights of a shape, stored in `dtype`, as the platform runs it best."""
+    on_cpu = jax.default_backend() == "cpu"
+    backbone = pj.GPT2(
+        backbone_config(shape), key=jax.random.key(0), dtype=dtype, unroll=on_cpu
+    )
+    return jax.tree.map(lambda x: x.astype(dtype), backbone)
+
+
+def take_turns(
+    sides: Mapping[str, Callable[[], object]], rounds: int
+) -> dict[str, list[float]]:
+    """Seconds of each call; the sides alternate, so what slows one slows them all."""
+    took: dict[str, list[float]] = {name: [] for name in sides}
+    for number in range(rounds):
+        for name, run in sides.items():
+            started = time.perf_counter()
+            run()
+            took[name].append(time.perf_counter() - started)
+            print(f"round {number}: {name} {took[name][-1]:.2f} s", flush=True)
+    return took
+
+
+def write_report(
+    options: argparse.Namespace,
+    benchmark: str,
+    results: Mapping[str, object],
+    packages: Sequence[str] = (),
+) -> None:
+    """Settings, machine, versions (of `packages` too) and results, as asked."""
+    names = ("jax", "jaxlib", *packages)
+    report = {
+        "benchmark": benchmark,
+        "settings": _settings(options),
+        "machine": f"{platform.machine()}, {_processor()}, {os.cpu_count()} cores",
+        "devices": [device.device_kind for device in jax.devices()],
+        "versions": {
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in names},
+        },
+        **results,
+    }
+    if options.out:
+        options.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    if options.plot:
+        draw(report, options.plot)
+
+
+def _settings(options: argparse.Namespace) -> dict[str, object]:
+    """The options without the places of this machine: of a folder its name only."""
+    given = {k: v for k, v in vars(options).items() if not isinstance(v, Path)}
+    for place in ("out", "plot"):
+        given.pop(place, None)
+    if "tokenizer" in given:
+        given["tokenizer"] = Path(given["tokenizer"]).name
+    return given
+
+
+def _processor() -> str:
+    """The CPU's name, which Linux tells in a file only."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return platform.processor()
+    names = [line for line in text.splitlines() if line.startswith("model name")]
+    return names[0].partition(":")[2].strip() if names else platform.processor()
