@@ -143,14 +143,17 @@ def test_what_was_measured_can_be_drawn(run, tmp_path, path):
 
 
 @pytest.mark.slow
-def test_train_step_compares_three_sides(run, e2e, tmp_path, monkeypatch):
+def test_train_step_compares_its_sides(run, e2e, tmp_path, monkeypatch):
     pytest.importorskip("peft")
     monkeypatch.setattr(importlib.import_module("operations"), "SIZES", (64,))
     picture = tmp_path / "train_step.png"
     few = ["--pack", "64", "--batch-size", "6", "--steps", "1", "--plot", str(picture)]
     report = run("train_step", "--e2e", e2e, *few)
     rates = report["examples_per_second"]
-    assert rates.keys() == report["rounds"].keys() == {"ours", "peft", "torch"}
+    sides = {"ours", "peft", "peft_kept", "torch"}
+    assert rates.keys() == report["rounds"].keys() == report["peak_bytes"].keys()
+    assert rates.keys() == sides
+    assert report["first_step_seconds"].keys() == {*sides, "ours, warm"}
     assert min(rates.values()) > 0
     assert all(len(rounds) == 2 for rounds in report["rounds"].values())
     assert report["versions"].keys() >= {"jax", "torch", "peft"}

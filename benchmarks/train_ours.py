@@ -1,0 +1,39 @@
+"""Our training step, as a function that gives a step (see train_torch.py)."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from reports import random_backbone
+from texts import LEARNING_RATE, examples_in, packed
+
+import prefix_jax as pj
+from prefix_jax.data.tokens import Row
+
+
+def ours(rows: list[Row], options) -> Callable[[], int]:
+    """`make_train_step` on packed rows."""
+    key = jax.random.key(0)
+    backbone = random_backbone(options.shape, options.dtype)
+    shape = pj.PrefixConfig(init="random", length=options.prefix_length)
+    prefix = pj.init_prefix(backbone, shape, key=key)
+    trainable, frozen = pj.split({"backbone": backbone, "prefix": prefix}, "prefix")
+    optimizer = pj.make_optimizer(pj.OptimConfig(learning_rate=LEARNING_RATE), 1000)
+    state = pj.init_train_state(trainable, optimizer, key)
+    step = pj.make_train_step(optimizer)
+    batches = packed(rows, options.pack, options.batch_size)
+
+    def run() -> int:
+        nonlocal state
+        batch = next(batches)
+        state, metrics = step(state, frozen, jax.tree.map(jnp.asarray, batch))
+        jax.block_until_ready(metrics)
+        return examples_in(batch)
+
+    return run
+
+
+def peak_bytes() -> int | None:
+    """Most memory that arrays took on the device; None on a CPU."""
+    statistics = jax.devices()[0].memory_stats() or {}
+    return statistics.get("peak_bytes_in_use")
