@@ -9,6 +9,7 @@ import filelock
 import jax
 
 from prefix_jax.config import Config
+from prefix_jax.distributed import is_first
 from prefix_jax.errors import InputError
 from prefix_jax.model.tensor_files import read_json
 from prefix_jax.storage.checkpoint import library_versions
@@ -61,7 +62,7 @@ def alone_in(workdir: Path) -> Iterator[None]:
         try:
             workdir.mkdir(parents=True, exist_ok=True)
             # The processes of one run share its folder.
-            if jax.process_index() == 0:
+            if is_first():
                 stack.enter_context(lock)
         except filelock.Timeout:
             raise InputError(
@@ -79,6 +80,7 @@ def write_record(
     """Write `config.json`, or check that the one there tells of the same run.
 
     `fingerprints`: of what the run is made of besides its settings, by name.
+    Of several processes the first one writes, all of them check.
     Raises InputError naming every field and fingerprint that differs.
     """
     path = workdir / "config.json"
@@ -97,6 +99,8 @@ def write_record(
         # A run that goes on elsewhere may go on in other bits: that must be seen.
         calls = list(old.get("calls", []))
         record["calls"] = calls if calls[-1:] == [call] else [*calls, call]
+    if not is_first():
+        return
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         write_json(path, record)

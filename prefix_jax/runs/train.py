@@ -15,24 +15,27 @@ workdir/
 import contextlib
 import dataclasses
 import functools
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import numpy as np
+from jax.experimental.multihost_utils import reached_preemption_sync_point
 from rich.console import Console
 
 from prefix_jax.config import Config
+from prefix_jax.distributed import check_alike, is_first
 from prefix_jax.errors import InputError
 from prefix_jax.learning.optim import make_schedule
 from prefix_jax.learning.split import Params, count, finite, folded, merge, split
 from prefix_jax.learning.step import TrainState, init_train_state
-from prefix_jax.mesh import layout, put_batch
+from prefix_jax.mesh import put, put_batch
 from prefix_jax.runs.interrupt import Interrupt
 from prefix_jax.runs.prepare import Setup, prepare
 from prefix_jax.runs.programs import train_program
-from prefix_jax.runs.progress import TrainingProgress
+from prefix_jax.runs.progress import TrainingProgress, screen
 from prefix_jax.runs.record import alone_in, check_folder, check_run, write_record
 from prefix_jax.runs.result import save_result
 from prefix_jax.runs.samples import SampleLog
@@ -61,6 +64,7 @@ class Outcome:
 def train(config: Config, workdir: Path, console: Console | None = None) -> Outcome:
     """Train as `config` says, from the last checkpoint in `workdir` if there is one.
 
+    Several processes (`jax.distributed`) share each batch and the folder `workdir`.
     Raises InputError for input that cannot be used, among it a workdir that holds
     a run of another recipe.
     """
@@ -72,7 +76,7 @@ def train_prepared(
     setup: Setup, workdir: Path, console: Console | None = None
 ) -> Outcome:
     """As `train`, with what `prepare` loaded."""
-    console = console or Console()
+    console = console or screen()
     check_folder(workdir)
     config = setup.config
     run = _Run(setup, workdir, console)
@@ -83,8 +87,12 @@ def train_prepared(
         checkpoints = stack.enter_context(
             Checkpoints(workdir, backbone_fingerprint=setup.fingerprint)
         )
+        nowhere = stack.enter_context(tempfile.TemporaryDirectory())
         log = stack.enter_context(
-            MetricsLog(workdir, tensorboard=config.train.tensorboard)
+            MetricsLog(
+                workdir if is_first() else Path(nowhere),
+                tensorboard=config.train.tensorboard,
+            )
         )
         outcome = run.go(checkpoints, log)
     if outcome.finished:
@@ -94,9 +102,13 @@ def train_prepared(
                 "lower optim.learning_rate or train longer"
             )
         run.say(f"best, of step {outcome.best.step}: {workdir / 'best'}")
-        if picture := plot_curves(workdir):
+        if is_first() and (picture := plot_curves(workdir)):
             run.say(f"curves: {picture}")
     return outcome
+
+
+def _shared_signals() -> Callable[[int], bool] | None:
+    return reached_preemption_sync_point if jax.process_count() > 1 else None
 
 
 class _Run:
@@ -117,13 +129,14 @@ class _Run:
             "training rows": rows.fingerprint,
             "validation rows": held_out.fingerprint,
         }
+        check_alike(self.fingerprints)
         params = setup.initial_params(rows)
         trainable, frozen = split(params, config.train.method)
         optimizer, self.step = train_program(config, setup.mesh)
         key = jax.random.key(config.train.seed)
         state = init_train_state(trainable, optimizer, key)
-        self.state: TrainState = jax.device_put(state, layout(state, setup.mesh))
-        self.frozen: Params = jax.device_put(frozen, layout(frozen, setup.mesh))
+        self.state: TrainState = put(state, setup.mesh)
+        self.frozen: Params = put(frozen, setup.mesh)
         self.schedule = make_schedule(config.optim, config.train.steps)
         bins = setup.bins(rows)
         self.batches = setup.train_batches(rows, bins)
@@ -156,7 +169,7 @@ class _Run:
         start = step = int(self.state.step)
         pending = None
         with (
-            Interrupt() as interrupt,
+            Interrupt(_shared_signals()) as interrupt,
             TrainingProgress(config.method, steps, start, self.console) as progress,
         ):
             self.say = progress.say
@@ -165,7 +178,7 @@ class _Run:
             if not restored:
                 self._validate(0, log, progress)
                 self._save(0, checkpoints, log, progress)
-            while not self._finished(step) and interrupt.signal is None:
+            while not self._finished(step) and not interrupt.stops(step):
                 batch = next(self.batches)
                 self.state, metrics = self.step(
                     self.state, self.frozen, put_batch(batch, self.setup.mesh)
@@ -175,7 +188,9 @@ class _Run:
                 # the device never waits for the host.
                 if pending:
                     self._report(*pending, log, progress)
-                pending = (step, metrics, int(batch["mask"].sum()))
+                # Of several processes each knows its own rows, which are alike.
+                tokens = int(batch["mask"].sum()) * jax.process_count()
+                pending = (step, metrics, tokens)
                 last = step == steps
                 evaluate = last or step % config.eval_every == 0
                 save = last or step % config.checkpoint_every == 0
@@ -189,7 +204,7 @@ class _Run:
             if pending:
                 self._report(*pending, log, progress)
             finished = self._finished(step)
-            if interrupt.signal is not None and not finished:
+            if not finished:
                 self._save(step, checkpoints, log, progress)
                 checkpoints.wait()
                 self.say(

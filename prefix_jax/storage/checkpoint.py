@@ -22,7 +22,9 @@ from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
+from jax.experimental.multihost_utils import sync_global_devices
 
+from prefix_jax.distributed import is_first
 from prefix_jax.errors import InputError, first_line
 from prefix_jax.learning.split import leaf_names
 from prefix_jax.learning.step import TrainState
@@ -60,7 +62,7 @@ class Checkpoints:
 
     Writing goes on in the background: what fails there is raised by the next `save` or
     `wait`, or on leaving the context. A process killed while writing leaves the
-    checkpoints before as they were.
+    checkpoints before as they were. All processes of a run make and use one alike.
 
         with Checkpoints(workdir, backbone_fingerprint=...) as checkpoints:
             restored = checkpoints.restore(state)
@@ -79,10 +81,12 @@ class Checkpoints:
             raise InputError(
                 f"cannot keep checkpoints in {workdir}: {error}"
             ) from error
-        for folder in filter(_is_step, self.folder.iterdir()):
-            # Orbax would take an empty step folder for the latest checkpoint.
-            if not any(folder.iterdir()):
-                folder.rmdir()
+        if is_first():
+            for folder in filter(_is_step, self.folder.iterdir()):
+                # Orbax would take an empty step folder for the latest checkpoint.
+                if not any(folder.iterdir()):
+                    folder.rmdir()
+        sync_global_devices("checkpoints")
         self._manager = ocp.CheckpointManager(
             self.folder,
             item_names=_ITEMS,
