@@ -28,7 +28,8 @@ class Train(Config):
     """Train a prefix; the same command goes on from the last checkpoint."""
 
     workdir: Path = Path("runs/latest")
-    """Folder of the run: checkpoints, metrics, the best and the last prefix."""
+    """Folder of the run, or gs://BUCKET/FOLDER: checkpoints, metrics, the best and the
+    last prefix."""
     cluster: ClusterConfig = ClusterConfig()
 
 

@@ -12,6 +12,7 @@ from test_readme import blocks
 from prefix_jax.cli_options import parse, with_recipe
 from prefix_jax.cli_recipes import Evaluate, Train
 from prefix_jax.config import Config
+from prefix_jax.storage.remote import in_bucket
 
 REPOSITORY = Path(__file__).parents[1]
 DOCS = REPOSITORY / "docs"
@@ -57,7 +58,7 @@ def options(command: list[str]) -> Config:
 @pytest.mark.parametrize("command", commands(), ids=" ".join)
 def test_the_options_are_there(command):
     given = options(command)
-    assert str(given.workdir) in " ".join(command)
+    assert (in_bucket(given.workdir) or str(given.workdir)) in " ".join(command)
     if command[0] == "train":
         assert given.train.batch_size == 16
 

@@ -24,6 +24,7 @@ from prefix_jax.runs.validate import Validation, Validator, Written, write_each
 from prefix_jax.scoring.classes import ClassReport
 from prefix_jax.scoring.metrics import class_scores, metrics_of, text_scores
 from prefix_jax.storage.metadata import read_metadata
+from prefix_jax.storage.remote import at_hand
 
 Which = Literal["best", "last", "none"]
 
@@ -45,6 +46,7 @@ def evaluate(
 ) -> Evaluation:
     """Loss and the task's scores of `workdir/best` or `last`, or of no tuning (`none`).
 
+    `workdir` may be in a bucket, as of `train`.
     `limit`: score the first so many sources only, each with all of its references; in
     language modelling so many packed rows. Writes the files of
     `evaluation.write_evaluation` in `workdir`. Raises InputError if there is nothing to
@@ -52,6 +54,20 @@ def evaluate(
     """
     check_limit(limit)
     metrics_of(config.data.task, config.score.metrics)
+    if workdir is None:
+        return _evaluate(config, None, split, which, limit, console)
+    with at_hand(workdir, [which]) as place:
+        return _evaluate(config, place.folder, split, which, limit, console)
+
+
+def _evaluate(
+    config: Config,
+    workdir: Path | None,
+    split: Split,
+    which: Which,
+    limit: int | None,
+    console: Console | None,
+) -> Evaluation:
     if workdir is not None:
         check_folder(workdir)
         if which != "none":

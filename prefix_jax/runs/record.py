@@ -14,6 +14,7 @@ from prefix_jax.errors import InputError
 from prefix_jax.model.tensor_files import read_json
 from prefix_jax.storage.checkpoint import library_versions
 from prefix_jax.storage.files import write_json
+from prefix_jax.storage.remote import at_hand, in_bucket
 
 # What may change between two calls that continue one run: it does not touch the steps,
 # or (where model and data lie) a fingerprint stands for it.
@@ -34,7 +35,13 @@ FREE = {
 
 
 def check_folder(workdir: Path) -> None:
-    """Before any work, so that it is not lost: InputError if `workdir` is a file."""
+    """Before any work, so that it is not lost: InputError if `workdir` is a file, or
+    in a bucket, from which `storage.remote.at_hand` has not taken it."""
+    if address := in_bucket(workdir):
+        raise InputError(
+            f"--workdir {address} is in a bucket, where `train` and `evaluate` of one "
+            "run work only; give a folder"
+        )
     if workdir.exists() and not workdir.is_dir():
         raise InputError(f"--workdir {workdir} is a file; give a folder")
 
@@ -127,8 +134,12 @@ def read_record(workdir: Path) -> dict:
 
 
 def recorded_config(workdir: Path) -> Config:
-    """The recipe of the run in `workdir`, resolved; InputError as `read_record`."""
-    return Config.from_dict(read_record(workdir)["config"])
+    """The recipe of the run in `workdir`, resolved; InputError as `read_record`.
+
+    `workdir` may be in a bucket.
+    """
+    with at_hand(workdir) as place:
+        return Config.from_dict(read_record(place.folder)["config"])
 
 
 def _check_same(old: dict, new: dict, workdir: Path) -> None:

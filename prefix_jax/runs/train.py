@@ -42,6 +42,7 @@ from prefix_jax.runs.samples import SampleLog
 from prefix_jax.runs.validate import Validation, Validator
 from prefix_jax.storage.checkpoint import Checkpoints
 from prefix_jax.storage.log import MetricsLog, plot_curves
+from prefix_jax.storage.remote import Place, at_hand
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,28 +65,35 @@ class Outcome:
 def train(config: Config, workdir: Path, console: Console | None = None) -> Outcome:
     """Train as `config` says, from the last checkpoint in `workdir` if there is one.
 
-    Several processes (`jax.distributed`) share each batch and the folder `workdir`.
+    Several processes (`jax.distributed`) share each batch and the folder `workdir`,
+    which may be in a bucket, gs://BUCKET/FOLDER.
     Raises InputError for input that cannot be used, among it a workdir that holds
     a run of another recipe.
     """
-    check_run(config, workdir)
-    return train_prepared(prepare(config), workdir, console)
+    with at_hand(workdir) as place:
+        check_run(config, place.folder)
+        return _train(prepare(config), place, console)
 
 
 def train_prepared(
     setup: Setup, workdir: Path, console: Console | None = None
 ) -> Outcome:
     """As `train`, with what `prepare` loaded."""
-    console = console or screen()
+    with at_hand(workdir) as place:
+        return _train(setup, place, console)
+
+
+def _train(setup: Setup, place: Place, console: Console | None) -> Outcome:
+    console, workdir = console or screen(), place.folder
     check_folder(workdir)
     config = setup.config
-    run = _Run(setup, workdir, console)
+    run = _Run(setup, place, console)
     with contextlib.ExitStack() as stack:
         stack.enter_context(alone_in(workdir))
         # Only now: a mistake before must not bind the folder to its recipe.
         write_record(config, run.fingerprints, workdir)
         checkpoints = stack.enter_context(
-            Checkpoints(workdir, backbone_fingerprint=setup.fingerprint)
+            Checkpoints(place.home, backbone_fingerprint=setup.fingerprint)
         )
         nowhere = stack.enter_context(tempfile.TemporaryDirectory())
         log = stack.enter_context(
@@ -101,9 +109,9 @@ def train_prepared(
                 "no validation was better than the start: nothing useful was learned; "
                 "lower optim.learning_rate or train longer"
             )
-        run.say(f"best, of step {outcome.best.step}: {workdir / 'best'}")
+        run.say(f"best, of step {outcome.best.step}: {place.home / 'best'}")
         if is_first() and (picture := plot_curves(workdir)):
-            run.say(f"curves: {picture}")
+            run.say(f"curves: {place.home / picture.name}")
     return outcome
 
 
@@ -114,10 +122,10 @@ def _shared_signals() -> Callable[[int], bool] | None:
 class _Run:
     """The loop and what it carries from step to step."""
 
-    def __init__(self, setup: Setup, workdir: Path, console: Console):
+    def __init__(self, setup: Setup, place: Place, console: Console):
         config = setup.config
         self.setup, self.config = setup, config
-        self.workdir, self.console = workdir, console
+        self.place, self.console = place, console
         self.say: Callable[[str], None] = functools.partial(
             console.print, highlight=False, markup=False, soft_wrap=True
         )
@@ -141,7 +149,7 @@ class _Run:
         bins = setup.bins(rows)
         self.batches = setup.train_batches(rows, bins)
         self.validate = Validator(setup, held_out, config.train.eval_batches)
-        self.samples = SampleLog(setup, held_out, workdir)
+        self.samples = SampleLog(setup, held_out, place.folder)
         self.best: Validation  # from the checkpoint, or the validation at the start
         self.since_best = 0  # validations
         self.seconds: float  # of the last checkpoint
@@ -246,9 +254,9 @@ class _Run:
         log.truncate_after(step)
         self.samples.truncate_after(step)
         if not self._finished(step):
-            self.say(f"going on from step {step} of {self.workdir}")
+            self.say(f"going on from step {step} of {self.place.home}")
         else:
-            self.say(f"{self.workdir} is already trained to step {step}")
+            self.say(f"{self.place.home} is already trained to step {step}")
         return True
 
     def _report(self, step, metrics, tokens, log, progress) -> None:
@@ -284,7 +292,7 @@ class _Run:
 
     def _keep(self, name: str, scores: dict) -> None:
         params = merge(self.state.trainable, self.frozen)
-        save_result(self.workdir / name, self.setup, params, scores)
+        save_result(self.place.folder / name, self.setup, params, scores)
 
     def _save(self, step, checkpoints, log, progress) -> None:
         started = time.monotonic()
@@ -294,9 +302,10 @@ class _Run:
             raise InputError(
                 f"at step {step} what is trained is NaN or infinite: it diverged; "
                 "lower optim.learning_rate and use another --workdir. The checkpoint "
-                f"before is kept in {self.workdir}"
+                f"before is kept in {self.place.home}"
             )
         log.flush()
+        self.place.keep()  # before the checkpoint, which goes on from these lines
         self.seconds = started - self.started
         meta = {
             "best": dataclasses.asdict(self.best),
