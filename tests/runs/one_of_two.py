@@ -55,6 +55,7 @@ with joined(ClusterConfig(coordinator, 2, process, timeout=60), stops=True):
     found["going on"] = run("train", recipe, "--workdir", workdir)
     found["scored"] = run("evaluate", "--workdir", workdir)
     whole = ("--train.method", "full", "--mesh.fsdp", 2, "--train.steps", 2)
+    whole += ("--train.samples", 0)
     found["parted"] = run("train", recipe, "--workdir", folder / "parted", *whole)
     try:
         check_alike({"train.seed": process, "train.steps": 7})
