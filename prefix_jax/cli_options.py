@@ -5,14 +5,18 @@ import dataclasses
 import io
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 
 from prefix_jax.checks import choices, describe, is_tuple
+from prefix_jax.config import Config
 from prefix_jax.errors import InputError, closest
+from prefix_jax.recipe import load_recipe
 
 _Options = TypeVar("_Options")
+_Recipe = TypeVar("_Recipe", bound=Config)
 
 
 def parse(
@@ -50,6 +54,43 @@ def parse(
             f'{program}: "{rest[0]}" belongs to no option{hint} (see {program} --help)'
         )
     return options
+
+
+def with_recipe(
+    command: type[_Recipe],
+    name: str,
+    arguments: list[str],
+    recorded: Config | None = None,
+) -> _Recipe:
+    """The options of a command over the recipe named first, or over `recorded`.
+
+    Raises InputError as `parse` and `load_recipe`, and where there is no recipe.
+    """
+    program = f"prefix-jax {name}"
+    if arguments and not arguments[0].startswith("-"):
+        recipe, *arguments = arguments
+        default = command(**_sections(load_recipe(Path(recipe))))
+        program = f"{program} {recipe}"
+    elif recorded is not None:
+        default = command(**_sections(recorded))
+    elif asks_for_help(arguments):
+        default, program = command(), f"{program} CONFIG"
+    else:
+        raise InputError(
+            f"{program} needs a recipe first: {program} configs/quickstart.py"
+        )
+    return parse(command, arguments, program, default)
+
+
+def config_of(options: Config) -> Config:
+    """The recipe in a command's options."""
+    return Config(**_sections(options))
+
+
+def _sections(config: Config) -> dict:
+    return {
+        field.name: getattr(config, field.name) for field in dataclasses.fields(Config)
+    }
 
 
 def parse_value(field: str, hint: Any, value: str, program: str) -> object:

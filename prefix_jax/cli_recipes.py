@@ -5,18 +5,22 @@ import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal
 
 import tyro
 
 from prefix_jax.checks import Positive, Seed
-from prefix_jax.cli_options import asks_for_help, parse, parse_value
+from prefix_jax.cli_options import (
+    asks_for_help,
+    config_of,
+    parse,
+    parse_value,
+    with_recipe,
+)
 from prefix_jax.config import FIELDS, Config
+from prefix_jax.distributed import ClusterConfig, check_alone, joined
 from prefix_jax.errors import InputError, closest
-from prefix_jax.recipe import load_recipe
 from prefix_jax.runs.interrupt import INTERRUPTED
-
-_Command = TypeVar("_Command", bound=Config)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +28,9 @@ class Train(Config):
     """Train a prefix; the same command goes on from the last checkpoint."""
 
     workdir: Path = Path("runs/latest")
-    """Folder of the run: checkpoints, metrics, the best and the last prefix."""
+    """Folder of the run, or gs://BUCKET/FOLDER: checkpoints, metrics, the best and the
+    last prefix."""
+    cluster: ClusterConfig = ClusterConfig()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +59,7 @@ class Evaluate(Config):
     """The best prefix on validation, the last, or the backbone alone."""
     limit: int | None = None
     """Score the first so many sources only, each with all of its references."""
+    cluster: ClusterConfig = ClusterConfig()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,21 +163,28 @@ class Report:
 
 
 def train(arguments: list[str]) -> int:
-    options = _with_recipe(Train, "train", arguments)
-    from prefix_jax.runs.train import train
+    options = with_recipe(Train, "train", arguments)
+    with joined(options.cluster, stops=True):
+        from prefix_jax.runs.train import train
 
-    return 0 if train(_config(options), options.workdir).finished else INTERRUPTED
+        finished = train(config_of(options), options.workdir).finished
+    return 0 if finished else INTERRUPTED
 
 
 def evaluate(arguments: list[str]) -> int:
-    options = _with_recipe(Evaluate, "evaluate", *_recorded(arguments))
-    from rich.console import Console
+    options = with_recipe(Evaluate, "evaluate", *_recorded(arguments))
+    with joined(options.cluster):
+        _evaluate(options)
+    return 0
 
+
+def _evaluate(options: Evaluate) -> None:
     from prefix_jax.runs.evaluate import evaluate, evaluate_prefixes
     from prefix_jax.runs.evaluation import print_evaluation
     from prefix_jax.runs.prefixes import named_folders
+    from prefix_jax.runs.progress import screen
 
-    config, workdir = _config(options), options.workdir
+    config, workdir = config_of(options), options.workdir
     split, limit = options.split, options.limit
     if options.prefixes:
         if options.which != "best":
@@ -183,18 +197,18 @@ def evaluate(arguments: list[str]) -> int:
     else:
         which = options.which
         results = [evaluate(config, workdir, split=split, which=which, limit=limit)]
-    console = Console()
+    console = screen()
     for result in results:
         print_evaluation(result, console)
-    return 0
 
 
 def compare(arguments: list[str]) -> int:
-    options = _with_recipe(Compare, "compare", arguments)
+    options = with_recipe(Compare, "compare", arguments)
+    check_alone("compare")
     from prefix_jax.runs.compare import compare
 
     rows = compare(
-        _config(options),
+        config_of(options),
         options.workdir,
         methods=options.methods,
         learning_rates={
@@ -209,12 +223,13 @@ def compare(arguments: list[str]) -> int:
 
 
 def sweep(arguments: list[str]) -> int:
-    options = _with_recipe(Sweep, "sweep", arguments)
+    options = with_recipe(Sweep, "sweep", arguments)
     grid = _grid(options.grid)
+    check_alone("sweep")
     from prefix_jax.runs.sweep import sweep
 
     points = sweep(
-        _config(options),
+        config_of(options),
         options.workdir,
         grid=grid,
         sizes=options.sizes,
@@ -252,7 +267,7 @@ def _grid(given: Sequence[Sequence[str]]) -> dict[str, list[object]]:
 
 
 def compile_(arguments: list[str]) -> int:
-    options = _with_recipe(Compile, "compile", arguments)
+    options = with_recipe(Compile, "compile", arguments)
     # Nothing runs here: jax need not look for a TPU, or complain that there is none.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     import json
@@ -261,7 +276,7 @@ def compile_(arguments: list[str]) -> int:
 
     from prefix_jax.runs.compile import compile_programs, print_compiled
 
-    config = _config(options)
+    config = config_of(options)
     found = compile_programs(config, options.topology, options.programs, say=print)
     print_compiled(found, Console())
     if options.out is not None:
@@ -311,36 +326,3 @@ def _without_workdir(arguments: list[str]) -> tuple[list[str], str | None]:
                 raise InputError("--workdir has no value; expected a path")
             return arguments[:place] + arguments[end:], found[0]
     return list(arguments), None
-
-
-def _with_recipe(
-    command: type[_Command],
-    name: str,
-    arguments: list[str],
-    recorded: Config | None = None,
-) -> _Command:
-    """The options over the recipe named first, or over `recorded`."""
-    program = f"prefix-jax {name}"
-    if arguments and not arguments[0].startswith("-"):
-        recipe, *arguments = arguments
-        default = command(**_sections(load_recipe(Path(recipe))))
-        program = f"{program} {recipe}"
-    elif recorded is not None:
-        default = command(**_sections(recorded))
-    elif asks_for_help(arguments):
-        default, program = command(), f"{program} CONFIG"
-    else:
-        raise InputError(
-            f"{program} needs a recipe first: {program} configs/quickstart.py"
-        )
-    return parse(command, arguments, program, default)
-
-
-def _config(options: Config) -> Config:
-    return Config(**_sections(options))
-
-
-def _sections(config: Config) -> dict:
-    return {
-        field.name: getattr(config, field.name) for field in dataclasses.fields(Config)
-    }

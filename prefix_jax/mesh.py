@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
@@ -59,6 +61,12 @@ def make_mesh(
             f"{config.tensor} ask for {max(number, parts)} devices; {len(devices)} "
             f"{devices[0].platform} devices are there"
         )
+    if len(processes) > 1 and number < len(devices):
+        raise InputError(
+            f"mesh.data {config.data}, mesh.fsdp {config.fsdp} and mesh.tensor "
+            f"{config.tensor} are {number} of {len(devices)} devices; a run of "
+            f"{len(processes)} processes takes all of them: leave out mesh.data"
+        )
     rows = data * config.fsdp
     if batch_size is not None and batch_size % rows:
         raise InputError(
@@ -112,6 +120,39 @@ def layout(tree: PyTree, mesh: Mesh) -> PyTree[NamedSharding]:
         return NamedSharding(mesh, PartitionSpec(*fitting))
 
     return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def put(tree: PyTree, mesh: Mesh) -> PyTree[jax.Array]:
+    """The arrays of a tree on the devices, as `layout` has them.
+
+    Of several processes each gives the whole tree, the same in all.
+    """
+    return jax.tree.map(_put, tree, layout(tree, mesh))
+
+
+def _put(array: jax.Array, where: NamedSharding) -> jax.Array:
+    if where.is_fully_addressable or not array.is_fully_addressable:
+        return jax.device_put(array, where)
+    # Across processes device_put refuses keys, and sends every array around to compare.
+    if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+        data = _put(jax.random.key_data(array), where)
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(array))
+    host = np.asarray(array)
+    return jax.make_array_from_callback(host.shape, where, lambda part: host[part])
+
+
+def on_host(tree: PyTree) -> PyTree[np.ndarray]:
+    """The arrays of a tree, whole, in this machine's memory.
+
+    All processes must call it: a part may lie on another's devices.
+    """
+
+    def fetch(array):
+        if array.is_fully_addressable or array.is_fully_replicated:
+            return np.asarray(array)
+        return process_allgather(array, tiled=True)
+
+    return jax.tree.map(fetch, tree)
 
 
 def is_parted(mesh: Mesh) -> bool:

@@ -26,6 +26,7 @@ FLOORS = [
     "data",
     "model",
     "mesh",
+    "distributed",
     "recipe",
     "config",
     "data_config",

@@ -10,19 +10,21 @@ from rich.console import Console
 from prefix_jax.config import Config
 from prefix_jax.data.tasks import Example, Split
 from prefix_jax.data_config import label_words
+from prefix_jax.distributed import check_alike, is_first
 from prefix_jax.errors import InputError
 from prefix_jax.model.gpt2 import GPT2
 from prefix_jax.model.kv import KV
 from prefix_jax.runs.evaluation import Evaluation, counted, write_evaluation
 from prefix_jax.runs.prefixes import load_bank
 from prefix_jax.runs.prepare import Rows, Setup, prepare
-from prefix_jax.runs.progress import counting
+from prefix_jax.runs.progress import counting, screen
 from prefix_jax.runs.record import check_folder
 from prefix_jax.runs.result import check_result, load_result
 from prefix_jax.runs.validate import Validation, Validator, Written, write_each
 from prefix_jax.scoring.classes import ClassReport
 from prefix_jax.scoring.metrics import class_scores, metrics_of, text_scores
 from prefix_jax.storage.metadata import read_metadata
+from prefix_jax.storage.remote import at_hand
 
 Which = Literal["best", "last", "none"]
 
@@ -44,6 +46,7 @@ def evaluate(
 ) -> Evaluation:
     """Loss and the task's scores of `workdir/best` or `last`, or of no tuning (`none`).
 
+    `workdir` may be in a bucket, as of `train`.
     `limit`: score the first so many sources only, each with all of its references; in
     language modelling so many packed rows. Writes the files of
     `evaluation.write_evaluation` in `workdir`. Raises InputError if there is nothing to
@@ -51,18 +54,32 @@ def evaluate(
     """
     check_limit(limit)
     metrics_of(config.data.task, config.score.metrics)
+    if workdir is None:
+        return _evaluate(config, None, split, which, limit, console)
+    with at_hand(workdir, [which]) as place:
+        return _evaluate(config, place.folder, split, which, limit, console)
+
+
+def _evaluate(
+    config: Config,
+    workdir: Path | None,
+    split: Split,
+    which: Which,
+    limit: int | None,
+    console: Console | None,
+) -> Evaluation:
     if workdir is not None:
         check_folder(workdir)
         if which != "none":
             check_result(workdir / which)
-    console = console or Console()
+    console = console or screen()
     setup = prepare(config)
     if which == "none" or workdir is None:
         backbone, prefix = setup.backbone, None
     else:
         backbone, prefix = load_result(workdir / which, setup)
     result, written = score(setup, backbone, prefix, split, which, limit, console)
-    if workdir is not None:
+    if workdir is not None and is_first():
         write_evaluation(workdir, result, written)
     return result
 
@@ -94,13 +111,14 @@ def evaluate_prefixes(
             )
         read_metadata(prefixes[name])
     check_folder(workdir)
-    console = console or Console()
+    console = console or screen()
     setup = prepare(config)
     bank = load_bank(prefixes, setup.backbone, setup.fingerprint)
     names = list(prefixes)
     held_out = setup.rows(split, names, limit)
     if config.data.prefix_column is None:
         held_out = _with_each(held_out, names)
+    check_alike({f"{split} rows": held_out.fingerprint})
     if idle := sorted(set(names) - {str(row.prefix) for row in held_out.rows}):
         raise InputError(
             f"no row of {split} names the prefix {', '.join(idle)} in its column "
@@ -116,7 +134,7 @@ def evaluate_prefixes(
     scored = _write(
         setup, setup.backbone, bank, split, names, validations, groups, console
     )
-    for result, written in scored:
+    for result, written in scored if is_first() else ():
         write_evaluation(workdir, result, written)
     return [result for result, _ in scored]
 
@@ -132,6 +150,7 @@ def score(
 ) -> tuple[Evaluation, Written]:
     """Measure a backbone with or without a prefix on a split, or its first sources."""
     held_out = setup.rows(split, limit=limit)
+    check_alike({f"{split} rows": held_out.fingerprint})
     validator = Validator(setup, held_out)
     with counting(f"loss on {split}", len(validator), console) as progress:
         validation = validator(backbone, prefix, progress=progress)

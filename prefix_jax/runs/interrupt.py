@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from types import FrameType
 
 INTERRUPTED = 128 + signal.SIGINT
@@ -18,14 +19,24 @@ class Interrupt:
     second signal does what it always did.
     """
 
-    def __init__(self):
-        self.signal: int | None = None
+    def __init__(self, shared: Callable[[int], bool] | None = None):
+        """`shared`: jax's `reached_preemption_sync_point`, for several processes: a
+        signal to any of them stops all, at the same step."""
+        self._given = False
+        self._shared = shared
         self._before = {}
+
+    def stops(self, step: int) -> bool:
+        """Whether to stop after this step; to be asked after each one."""
+        return self._given if self._shared is None else self._shared(step)
 
     def __enter__(self) -> "Interrupt":
         # Python delivers signals to the main thread only; elsewhere nothing changes.
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            numbers = [signal.SIGINT]
+            if self._shared is None:
+                numbers.append(signal.SIGTERM)
+            for number in numbers:
                 self._before[number] = signal.signal(number, self._raise_flag)
         return self
 
@@ -33,8 +44,10 @@ class Interrupt:
         self._restore()
 
     def _raise_flag(self, number: int, frame: FrameType | None) -> None:
-        self.signal = number
+        self._given = True
         self._restore()
+        if self._shared is not None:  # by jax, which has taken over SIGTERM
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def _restore(self) -> None:
         for number, handler in self._before.items():

@@ -26,9 +26,10 @@ from prefix_jax.data.tasks import (
 )
 from prefix_jax.data.tokens import Row, encode_examples, separators, text_room
 from prefix_jax.data_config import DataConfig, Split
+from prefix_jax.distributed import check_alike
 from prefix_jax.errors import InputError
 from prefix_jax.learning.split import Params, folded
-from prefix_jax.mesh import layout, make_mesh
+from prefix_jax.mesh import make_mesh, put
 from prefix_jax.model.gpt2 import GPT2
 from prefix_jax.model.kv import KV
 from prefix_jax.model.loading import load_backbone, load_config, load_tokenizer
@@ -247,6 +248,16 @@ def _foundation(config: Config) -> tuple[BackboneConfig, int | None, Mesh]:
     return config.backbone, seed, mesh
 
 
+def _shared_settings(config: Config) -> dict[str, object]:
+    """What several processes must be given alike: all but where their files lie."""
+    return {
+        f"{section}.{field}": value
+        for section, fields in config.to_dict().items()
+        for field, value in fields.items()
+        if (section, field) not in (("backbone", "name"), ("data", "path"))
+    }
+
+
 def prepare(config: Config) -> Setup:
     """Load the backbone and its tokenizer, and lay out the devices."""
     config = config.resolved()
@@ -258,10 +269,12 @@ def prepare(config: Config) -> Setup:
         backbone = GPT2(load_config(name), key=key, **how)
     else:
         backbone = load_backbone(name, **how)
+    identity = fingerprint(backbone)
+    check_alike({"backbone": identity, **_shared_settings(config)})
     return Setup(
         config,
-        jax.device_put(backbone, layout(backbone, mesh)),
+        put(backbone, mesh),
         load_tokenizer(name),
         mesh,
-        fingerprint(backbone),
+        identity,
     )

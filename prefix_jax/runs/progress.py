@@ -4,6 +4,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 
+import jax
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -15,6 +16,11 @@ from rich.progress import (
 
 LINE_SECONDS = 10
 """Off a terminal a line is printed once in so many seconds."""
+
+
+def screen() -> Console:
+    """Where a run tells of itself: nowhere in all but the first of its processes."""
+    return Console(quiet=jax.process_index() > 0)
 
 
 class TrainingProgress:

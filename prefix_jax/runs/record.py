@@ -9,10 +9,12 @@ import filelock
 import jax
 
 from prefix_jax.config import Config
+from prefix_jax.distributed import is_first
 from prefix_jax.errors import InputError
 from prefix_jax.model.tensor_files import read_json
 from prefix_jax.storage.checkpoint import library_versions
 from prefix_jax.storage.files import write_json
+from prefix_jax.storage.remote import at_hand, in_bucket
 
 # What may change between two calls that continue one run: it does not touch the steps,
 # or (where model and data lie) a fingerprint stands for it.
@@ -33,7 +35,13 @@ FREE = {
 
 
 def check_folder(workdir: Path) -> None:
-    """Before any work, so that it is not lost: InputError if `workdir` is a file."""
+    """Before any work, so that it is not lost: InputError if `workdir` is a file, or
+    in a bucket, from which `storage.remote.at_hand` has not taken it."""
+    if address := in_bucket(workdir):
+        raise InputError(
+            f"--workdir {address} is in a bucket, where `train` and `evaluate` of one "
+            "run work only; give a folder"
+        )
     if workdir.exists() and not workdir.is_dir():
         raise InputError(f"--workdir {workdir} is a file; give a folder")
 
@@ -61,7 +69,7 @@ def alone_in(workdir: Path) -> Iterator[None]:
         try:
             workdir.mkdir(parents=True, exist_ok=True)
             # The processes of one run share its folder.
-            if jax.process_index() == 0:
+            if is_first():
                 stack.enter_context(lock)
         except filelock.Timeout:
             raise InputError(
@@ -79,6 +87,7 @@ def write_record(
     """Write `config.json`, or check that the one there tells of the same run.
 
     `fingerprints`: of what the run is made of besides its settings, by name.
+    Of several processes the first one writes, all of them check.
     Raises InputError naming every field and fingerprint that differs.
     """
     path = workdir / "config.json"
@@ -97,6 +106,8 @@ def write_record(
         # A run that goes on elsewhere may go on in other bits: that must be seen.
         calls = list(old.get("calls", []))
         record["calls"] = calls if calls[-1:] == [call] else [*calls, call]
+    if not is_first():
+        return
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         write_json(path, record)
@@ -123,8 +134,12 @@ def read_record(workdir: Path) -> dict:
 
 
 def recorded_config(workdir: Path) -> Config:
-    """The recipe of the run in `workdir`, resolved; InputError as `read_record`."""
-    return Config.from_dict(read_record(workdir)["config"])
+    """The recipe of the run in `workdir`, resolved; InputError as `read_record`.
+
+    `workdir` may be in a bucket.
+    """
+    with at_hand(workdir) as place:
+        return Config.from_dict(read_record(place.folder)["config"])
 
 
 def _check_same(old: dict, new: dict, workdir: Path) -> None:

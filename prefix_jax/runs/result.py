@@ -3,11 +3,13 @@
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 
 from prefix_jax.data.sources import is_e2e
+from prefix_jax.distributed import is_first
 from prefix_jax.errors import InputError
 from prefix_jax.learning.split import Params
-from prefix_jax.mesh import layout
+from prefix_jax.mesh import on_host, put
 from prefix_jax.model.gpt2 import GPT2
 from prefix_jax.model.kv import KV
 from prefix_jax.model.loading import load_backbone
@@ -20,12 +22,17 @@ from prefix_jax.storage.files import replaced
 def save_result(folder: Path, setup: Setup, params: Params, scores: dict) -> None:
     """Write the trained prefix (folded), or the whole tuned backbone.
 
-    It takes the place of what `folder` held, at once.
+    It takes the place of what `folder` held, at once. To be called by all processes of
+    a run; the first one writes.
     """
+    trained = on_host(params["prefix"] if "prefix" in params else params["backbone"])
+    if not is_first():
+        return
     if "prefix" in params:
         save_prefix(
             folder,
-            params["prefix"],
+            # On a device of its own: the others do not fold it too.
+            jax.tree.map(jnp.asarray, trained),
             backbone=setup.backbone,
             scores=scores,
             recipe=setup.config.to_dict(),
@@ -36,7 +43,7 @@ def save_result(folder: Path, setup: Setup, params: Params, scores: dict) -> Non
         )
     else:
         with replaced(folder) as fresh:
-            save_backbone(fresh, params["backbone"])
+            save_backbone(fresh, trained)
             setup.tokenizer.save_pretrained(fresh)
 
 
@@ -59,7 +66,7 @@ def load_result(folder: Path, setup: Setup) -> tuple[GPT2, KV | None]:
         return setup.backbone, prefix
     how = how_to_load(setup.config.backbone, setup.mesh)
     tuned = load_backbone(str(folder), **how)
-    return jax.device_put(tuned, layout(tuned, setup.mesh)), None
+    return put(tuned, setup.mesh), None
 
 
 def stored_bytes(folder: Path) -> int:

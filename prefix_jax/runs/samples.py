@@ -1,12 +1,14 @@
 """Texts written during training, so that people see what was learned."""
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from itertools import repeat
 from pathlib import Path
 from typing import TypeVar
 
 from prefix_jax.decoding.generate import generate
+from prefix_jax.distributed import is_first
 from prefix_jax.errors import InputError
 from prefix_jax.model.gpt2 import GPT2
 from prefix_jax.model.kv import KV
@@ -30,8 +32,12 @@ class SampleLog:
         self._path = workdir / "samples.jsonl"
 
     def write(self, step: int, backbone: GPT2, prefix: KV | None) -> Iterator[str]:
-        """Decode, append to the file, and give one line per sample to show."""
-        with self._path.open("a", encoding="utf-8") as file:
+        """Decode, append to the file, and give one line per sample to show.
+
+        All processes of a run decode, and the first one writes.
+        """
+        path = self._path if is_first() else os.devnull
+        with open(path, "a", encoding="utf-8") as file:
             for source, text, references in self._decode(backbone, prefix):
                 record = {
                     "step": step,
@@ -44,7 +50,7 @@ class SampleLog:
 
     def truncate_after(self, step: int) -> None:
         """Forget samples of later steps, which a resumed run will write again."""
-        if not self._path.exists():
+        if not is_first() or not self._path.exists():
             return
         # A killed process may have left a last line without an end, or half a letter.
         text = self._path.read_text(encoding="utf-8", errors="replace")

@@ -15,30 +15,34 @@ workdir/
 import contextlib
 import dataclasses
 import functools
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import numpy as np
+from jax.experimental.multihost_utils import reached_preemption_sync_point
 from rich.console import Console
 
 from prefix_jax.config import Config
+from prefix_jax.distributed import check_alike, is_first
 from prefix_jax.errors import InputError
 from prefix_jax.learning.optim import make_schedule
 from prefix_jax.learning.split import Params, count, finite, folded, merge, split
 from prefix_jax.learning.step import TrainState, init_train_state
-from prefix_jax.mesh import layout, put_batch
+from prefix_jax.mesh import put, put_batch
 from prefix_jax.runs.interrupt import Interrupt
 from prefix_jax.runs.prepare import Setup, prepare
 from prefix_jax.runs.programs import train_program
-from prefix_jax.runs.progress import TrainingProgress
+from prefix_jax.runs.progress import TrainingProgress, screen
 from prefix_jax.runs.record import alone_in, check_folder, check_run, write_record
 from prefix_jax.runs.result import save_result
 from prefix_jax.runs.samples import SampleLog
 from prefix_jax.runs.validate import Validation, Validator
 from prefix_jax.storage.checkpoint import Checkpoints
 from prefix_jax.storage.log import MetricsLog, plot_curves
+from prefix_jax.storage.remote import Place, at_hand
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,30 +65,42 @@ class Outcome:
 def train(config: Config, workdir: Path, console: Console | None = None) -> Outcome:
     """Train as `config` says, from the last checkpoint in `workdir` if there is one.
 
+    Several processes (`jax.distributed`) share each batch and the folder `workdir`,
+    which may be in a bucket, gs://BUCKET/FOLDER.
     Raises InputError for input that cannot be used, among it a workdir that holds
     a run of another recipe.
     """
-    check_run(config, workdir)
-    return train_prepared(prepare(config), workdir, console)
+    with at_hand(workdir) as place:
+        check_run(config, place.folder)
+        return _train(prepare(config), place, console)
 
 
 def train_prepared(
     setup: Setup, workdir: Path, console: Console | None = None
 ) -> Outcome:
     """As `train`, with what `prepare` loaded."""
-    console = console or Console()
+    with at_hand(workdir) as place:
+        return _train(setup, place, console)
+
+
+def _train(setup: Setup, place: Place, console: Console | None) -> Outcome:
+    console, workdir = console or screen(), place.folder
     check_folder(workdir)
     config = setup.config
-    run = _Run(setup, workdir, console)
+    run = _Run(setup, place, console)
     with contextlib.ExitStack() as stack:
         stack.enter_context(alone_in(workdir))
         # Only now: a mistake before must not bind the folder to its recipe.
         write_record(config, run.fingerprints, workdir)
         checkpoints = stack.enter_context(
-            Checkpoints(workdir, backbone_fingerprint=setup.fingerprint)
+            Checkpoints(place.home, backbone_fingerprint=setup.fingerprint)
         )
+        nowhere = stack.enter_context(tempfile.TemporaryDirectory())
         log = stack.enter_context(
-            MetricsLog(workdir, tensorboard=config.train.tensorboard)
+            MetricsLog(
+                workdir if is_first() else Path(nowhere),
+                tensorboard=config.train.tensorboard,
+            )
         )
         outcome = run.go(checkpoints, log)
     if outcome.finished:
@@ -93,19 +109,23 @@ def train_prepared(
                 "no validation was better than the start: nothing useful was learned; "
                 "lower optim.learning_rate or train longer"
             )
-        run.say(f"best, of step {outcome.best.step}: {workdir / 'best'}")
-        if picture := plot_curves(workdir):
-            run.say(f"curves: {picture}")
+        run.say(f"best, of step {outcome.best.step}: {place.home / 'best'}")
+        if is_first() and (picture := plot_curves(workdir)):
+            run.say(f"curves: {place.home / picture.name}")
     return outcome
+
+
+def _shared_signals() -> Callable[[int], bool] | None:
+    return reached_preemption_sync_point if jax.process_count() > 1 else None
 
 
 class _Run:
     """The loop and what it carries from step to step."""
 
-    def __init__(self, setup: Setup, workdir: Path, console: Console):
+    def __init__(self, setup: Setup, place: Place, console: Console):
         config = setup.config
         self.setup, self.config = setup, config
-        self.workdir, self.console = workdir, console
+        self.place, self.console = place, console
         self.say: Callable[[str], None] = functools.partial(
             console.print, highlight=False, markup=False, soft_wrap=True
         )
@@ -117,18 +137,19 @@ class _Run:
             "training rows": rows.fingerprint,
             "validation rows": held_out.fingerprint,
         }
+        check_alike(self.fingerprints)
         params = setup.initial_params(rows)
         trainable, frozen = split(params, config.train.method)
         optimizer, self.step = train_program(config, setup.mesh)
         key = jax.random.key(config.train.seed)
         state = init_train_state(trainable, optimizer, key)
-        self.state: TrainState = jax.device_put(state, layout(state, setup.mesh))
-        self.frozen: Params = jax.device_put(frozen, layout(frozen, setup.mesh))
+        self.state: TrainState = put(state, setup.mesh)
+        self.frozen: Params = put(frozen, setup.mesh)
         self.schedule = make_schedule(config.optim, config.train.steps)
         bins = setup.bins(rows)
         self.batches = setup.train_batches(rows, bins)
         self.validate = Validator(setup, held_out, config.train.eval_batches)
-        self.samples = SampleLog(setup, held_out, workdir)
+        self.samples = SampleLog(setup, held_out, place.folder)
         self.best: Validation  # from the checkpoint, or the validation at the start
         self.since_best = 0  # validations
         self.seconds: float  # of the last checkpoint
@@ -156,7 +177,7 @@ class _Run:
         start = step = int(self.state.step)
         pending = None
         with (
-            Interrupt() as interrupt,
+            Interrupt(_shared_signals()) as interrupt,
             TrainingProgress(config.method, steps, start, self.console) as progress,
         ):
             self.say = progress.say
@@ -165,7 +186,7 @@ class _Run:
             if not restored:
                 self._validate(0, log, progress)
                 self._save(0, checkpoints, log, progress)
-            while not self._finished(step) and interrupt.signal is None:
+            while not self._finished(step) and not interrupt.stops(step):
                 batch = next(self.batches)
                 self.state, metrics = self.step(
                     self.state, self.frozen, put_batch(batch, self.setup.mesh)
@@ -175,7 +196,9 @@ class _Run:
                 # the device never waits for the host.
                 if pending:
                     self._report(*pending, log, progress)
-                pending = (step, metrics, int(batch["mask"].sum()))
+                # Of several processes each knows its own rows, which are alike.
+                tokens = int(batch["mask"].sum()) * jax.process_count()
+                pending = (step, metrics, tokens)
                 last = step == steps
                 evaluate = last or step % config.eval_every == 0
                 save = last or step % config.checkpoint_every == 0
@@ -189,7 +212,7 @@ class _Run:
             if pending:
                 self._report(*pending, log, progress)
             finished = self._finished(step)
-            if interrupt.signal is not None and not finished:
+            if not finished:
                 self._save(step, checkpoints, log, progress)
                 checkpoints.wait()
                 self.say(
@@ -231,9 +254,9 @@ class _Run:
         log.truncate_after(step)
         self.samples.truncate_after(step)
         if not self._finished(step):
-            self.say(f"going on from step {step} of {self.workdir}")
+            self.say(f"going on from step {step} of {self.place.home}")
         else:
-            self.say(f"{self.workdir} is already trained to step {step}")
+            self.say(f"{self.place.home} is already trained to step {step}")
         return True
 
     def _report(self, step, metrics, tokens, log, progress) -> None:
@@ -269,7 +292,7 @@ class _Run:
 
     def _keep(self, name: str, scores: dict) -> None:
         params = merge(self.state.trainable, self.frozen)
-        save_result(self.workdir / name, self.setup, params, scores)
+        save_result(self.place.folder / name, self.setup, params, scores)
 
     def _save(self, step, checkpoints, log, progress) -> None:
         started = time.monotonic()
@@ -279,9 +302,10 @@ class _Run:
             raise InputError(
                 f"at step {step} what is trained is NaN or infinite: it diverged; "
                 "lower optim.learning_rate and use another --workdir. The checkpoint "
-                f"before is kept in {self.workdir}"
+                f"before is kept in {self.place.home}"
             )
         log.flush()
+        self.place.keep()  # before the checkpoint, which goes on from these lines
         self.seconds = started - self.started
         meta = {
             "best": dataclasses.asdict(self.best),

@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -63,10 +64,11 @@ def save_prefix(
     folder that holds other things.
     """
     folder = Path(folder).absolute()
-    kv = prefix if isinstance(prefix, KV) else prefix.fold(backbone)
     if isinstance(prefix, EmbeddingPrefix):
         tensor, kind = np.asarray(prefix.embeddings(), np.float32), "embedding"
+        kv = jax.eval_shape(prefix.fold, backbone)  # nothing of its numbers is stored
     else:
+        kv = prefix if isinstance(prefix, KV) else prefix.fold(backbone)
         tensor, kind = to_tensor(kv, backbone.config), "prefix"
     check_tensor(tensor, "the prefix", backbone.config, kind)
     layer_lengths = None

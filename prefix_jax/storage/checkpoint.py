@@ -22,11 +22,17 @@ from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
+from jax.experimental.multihost_utils import sync_global_devices
 
+from prefix_jax.distributed import is_first
 from prefix_jax.errors import InputError, first_line
 from prefix_jax.learning.split import leaf_names
 from prefix_jax.learning.step import TrainState
 from prefix_jax.model.tensor_files import read_json
+
+Folder = Path | epath.Path
+"""On this machine, or in a bucket."""
 
 FORMAT = 1
 _ITEMS = ("state", "data", "meta")
@@ -60,18 +66,19 @@ class Checkpoints:
 
     Writing goes on in the background: what fails there is raised by the next `save` or
     `wait`, or on leaving the context. A process killed while writing leaves the
-    checkpoints before as they were.
+    checkpoints before as they were. All processes of a run make and use one alike.
 
         with Checkpoints(workdir, backbone_fingerprint=...) as checkpoints:
             restored = checkpoints.restore(state)
     """
 
-    def __init__(self, workdir: Path, *, backbone_fingerprint: str, keep: int = 2):
+    def __init__(self, workdir: Folder, *, backbone_fingerprint: str, keep: int = 2):
         """Opens or creates the folder; removes what a killed process left half-written.
 
         Raises InputError if `workdir` cannot hold the folder.
         """
-        self.folder = Path(workdir).absolute() / "checkpoints"
+        home = workdir if isinstance(workdir, epath.Path) else Path(workdir).absolute()
+        self.folder: Folder = home / "checkpoints"
         self._fingerprint = backbone_fingerprint
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -79,10 +86,13 @@ class Checkpoints:
             raise InputError(
                 f"cannot keep checkpoints in {workdir}: {error}"
             ) from error
-        for folder in filter(_is_step, self.folder.iterdir()):
-            # Orbax would take an empty step folder for the latest checkpoint.
-            if not any(folder.iterdir()):
-                folder.rmdir()
+        if is_first() and isinstance(self.folder, Path):
+            # Orbax would take an empty step folder for the latest checkpoint. (In a
+            # bucket there are none.)
+            for folder in filter(_is_step, self.folder.iterdir()):
+                if not any(folder.iterdir()):
+                    folder.rmdir()
+        sync_global_devices("checkpoints")
         self._manager = ocp.CheckpointManager(
             self.folder,
             item_names=_ITEMS,
@@ -198,7 +208,7 @@ class Checkpoints:
         )
         return found["meta"], found["data"]
 
-    def _check_origin(self, folder: Path, record: Mapping[str, Any]) -> None:
+    def _check_origin(self, folder: Folder, record: Mapping[str, Any]) -> None:
         """The place for all that must hold before an array is read."""
         if record.get("format") != FORMAT:
             raise InputError(
@@ -246,7 +256,7 @@ def library_versions() -> dict[str, str]:
     return versions
 
 
-def _is_step(folder: Path) -> bool:
+def _is_step(folder: Folder) -> bool:
     return folder.name.isdigit() and folder.is_dir()
 
 
@@ -282,7 +292,7 @@ def _facts(array: jax.Array) -> dict[str, Any]:
 
 
 def _check_arrays(
-    folder: Path,
+    folder: Folder,
     saved: Mapping[str, Mapping[str, Any]],
     wanted: Mapping[str, jax.Array],
 ) -> None:
