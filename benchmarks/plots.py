@@ -53,7 +53,9 @@ def lines(
     axes.set_xlim(left=0)
     # A line that lies flat at the top would be cut by the frame.
     axes.set_ylim(0, 1.1 * max(max(ys) for ys in series.values()))
-    axes.set_xticks([0, *xs[-3:]])
+    room = xs[-1] / 18
+    apart = [x for x, y in itertools.pairwise(xs) if x > room and y - x > 2 * room]
+    axes.set_xticks([0, *apart, xs[-1]])
     axes.set_title(title, loc="left", fontsize=10)
     if len(series) > 1:
         axes.legend(frameon=False, fontsize=8)
@@ -69,7 +71,7 @@ def draw_scaling(report: dict, path: Path) -> None:
         for number, (axis, rows) in enumerate(axes.items()):
             xs = [row[axis] for row in rows]
             above, below = (drawn.add_subplot(grid[i, number]) for i in (0, 1))
-            seconds = {"in all": [row["seconds"] for row in rows]}
+            seconds = {"by the clock": [row["seconds"] for row in rows]}
             if on_cpus(report):
                 seconds["of all cores"] = [row["cpu_seconds"] for row in rows]
             lines(above, xs, seconds, "seconds per step", UNITS[axis])
