@@ -6,11 +6,10 @@
 FOLDER holds GLUE's train.tsv and dev.tsv, each also as .tsv.gz. GLUE's test labels are
 not public: dev is the test split, and the first 1,000 rows of train choose the prefix.
 
-Reached after 600 steps on two shared CPU cores: nothing. Accuracy on dev is 0.556 where
-"always positive" has 0.555, and the loss, 0.343 nats for each of a label's two tokens,
-is that of tossing a coin for the label. The prefix has learned the labels' words (the
-backbone alone: 8.218) and no sentiment; in runs that ended between 100 and 200 steps,
-at 0.1 and 0.005 with the words bad and good, neither had. sst2_gpt2_medium.py is for a
+Reached after 600 steps on two shared CPU cores: accuracy 0.601 on dev, where "always
+positive", which is what the backbone alone says, has 0.555; 0.333 nats for each of a
+label's two tokens, where the backbone alone has 8.218 and tossing a coin for the label
+0.347. sst2_gpt2_medium.py is for a
 larger model.
 """
 
