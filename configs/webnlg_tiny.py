@@ -6,7 +6,7 @@
 FOLDER holds the challenge's train, dev and test, unpacked or in one .tar.gz. Scores are
 given for all categories, for those seen in training and for the unseen ones.
 
-Reached on two CPU cores (benchmarks/results/webnlg_tiny), which other work shared, after
+Reached on two CPU cores (benchmarks/results/webnlg_tiny), which other work shared, in
 400 steps; BLEU on the test set's categories, all of them, seen in training, unseen:
 
                         trained   test loss    all   seen   unseen
