@@ -44,7 +44,8 @@ class BackboneConfig(Section):
     """Recompute each layer in the backward pass: less memory, about 1.3x the time."""
     unroll: bool | None = None
     """Compile each layer for itself instead of one for all: slower to compile, faster
-    on CPUs, where a loop copies what the backward pass needs. None: on CPUs."""
+    on CPUs, where a loop copies what the backward pass needs. None: on CPUs, but not
+    with `remat`, most of whose saving it would undo."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -56,6 +56,11 @@ def test_each_epoch_is_a_permutation(rows):
     assert len({tuple(epoch) for epoch in epochs}) == 4
 
 
+def test_batches_of_one_row_are_the_same_stream(rows):
+    stream = [row for b in batches(rows, 6) for row in unpad(b)]
+    assert [unpad(b)[0] for b in batches(rows, 24, batch_size=1)] == stream
+
+
 def test_seed_decides(rows):
     assert same(batches(rows, 9), batches(rows, 9))
     assert not same(batches(rows, 9), batches(rows, 9, seed=8))

@@ -90,7 +90,8 @@ def train_batches(
         return _pad([rows[number] for number in numbers[shard]], width, pad_id)
 
     order = grain.MapDataset.range(len(rows)).seed(seed).shuffle().repeat()
-    batches = order.batch(batch_size).map(assemble)
+    # An endless stream has no remainder; asked for one, grain overflows at single rows.
+    batches = order.batch(batch_size, drop_remainder=True).map(assemble)
     # Assembling takes microseconds; threads would not change the order but cost more.
     return iter(batches.to_iter_dataset(grain.ReadOptions(0, 0)))
 

@@ -113,7 +113,7 @@ def packed_batches(
 
     order = grain.MapDataset.range(len(bins)).seed(seed).shuffle().repeat()
     chosen = order.map_with_index(lambda i, number: np.array([i // len(bins), number]))
-    batches = chosen.batch(batch_size).map(assemble)
+    batches = chosen.batch(batch_size, drop_remainder=True).map(assemble)
     return iter(batches.to_iter_dataset(grain.ReadOptions(0, 0)))
 
 

@@ -230,7 +230,7 @@ def how_to_load(config: BackboneConfig, mesh: Mesh) -> Loading:
     """As the recipe says, for these devices."""
     unroll = config.unroll
     if unroll is None:
-        unroll = mesh.devices.flat[0].platform == "cpu"
+        unroll = mesh.devices.flat[0].platform == "cpu" and not config.remat
     return {"dtype": config.dtype, "remat": config.remat, "unroll": unroll}
 
 
