@@ -29,6 +29,7 @@ import statistics
 import tempfile
 import time
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 
 import numpy as np
 from operations import ceiling, operations
@@ -72,7 +73,7 @@ def work(name: str, rows: list[Row], options, cache: str, pipe: Connection) -> N
 class Side:
     """A process that trains."""
 
-    process: multiprocessing.process.BaseProcess
+    process: BaseProcess
     pipe: Connection
     first: float
     """Seconds of the first step: compilation, if there is any."""

@@ -75,10 +75,10 @@ def test_seeds_that_cannot_be_used(backbone, tokenizer, seeds, settings, message
 
 def test_a_stop_string_ends_a_text_before_it(backbone, tokenizer):
     """Also one that begins inside a token and ends inside another."""
-    free = generate(backbone, tokenizer, PROMPTS[:1], decode=decode(DecodeConfig()))[0]
+    free = generate(backbone, tokenizer, PROMPTS[1:2], decode=decode(DecodeConfig()))[0]
     stop = free[2:5]
     settings = decode(DecodeConfig(), stop=("never written", stop))
-    [[stopped]] = generate_sequences(backbone, tokenizer, PROMPTS[:1], decode=settings)
+    [[stopped]] = generate_sequences(backbone, tokenizer, PROMPTS[1:2], decode=settings)
     assert stopped.text == free[: free.index(stop)]
     assert len(stopped.tokens) < NEW
 

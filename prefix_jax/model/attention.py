@@ -209,7 +209,8 @@ def _weights(query, blocks, scale, groups) -> tuple[list[Array], Array]:
         # Where all is masked a softmax is uniform, but nothing is to be added.
         weights = [jnp.where(peak > _MASKED, weights[0], 0.0)]
         return weights, jnp.where(peak > _MASKED, weights[0].sum(-1, keepdims=True), 1)
-    return weights, sum(part.sum(-1, keepdims=True) for part in weights)
+    totals = [part.sum(-1, keepdims=True) for part in weights]
+    return weights, functools.reduce(jnp.add, totals)
 
 
 def _mix(weights, values, dtype, groups) -> Float[Array, "G H Q K"]:
