@@ -116,7 +116,7 @@ def main() -> None:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
     rows = rows_of(options)
-    first, done = {}, {name: [] for name in options.sides}
+    done = {name: [] for name in options.sides}
     with tempfile.TemporaryDirectory() as cache:
         sides = {name: Side.start(name, rows, options, cache) for name in options.sides}
         first = {name: side.first for name, side in sides.items()}

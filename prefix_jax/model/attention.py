@@ -101,9 +101,9 @@ def attend_causally(
 ) -> Float[Array, "B T H K"]:
     """`attend` over `seen` and the queries' `own` keys, of which none sees later ones.
 
-    Queries are taken in a few stretches, each with the keys up to its end: of the
-    products and weights over own keys, all of which a mask would have to hide again,
-    three eighths are left out.
+    Queries are taken in a few stretches, each with the keys up to its end: of long
+    texts, three eighths of the weights over own keys, which the mask would only hide,
+    are never computed.
     """
     length = query.shape[1]
     size = max(SHORTEST_STRETCH, -(-length // STRETCHES))
