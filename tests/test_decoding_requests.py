@@ -156,8 +156,8 @@ def test_limits_are_checked_before_decoding(backbone, tokenizer, prefixes):
     ("ids", "message"),
     [
         (None, "say with prefix_ids"),
-        ([0, 2], "prompt 1 asks for prefix 2; there are 2"),
-        ([0, -1], "prompt 1 asks for prefix -1"),
+        ([0, 2], "row 1 asks for prefix 2; there are 2"),
+        ([0, -1], "row 1 asks for prefix -1"),
         ([0], "must be 2 integers"),
     ],
 )

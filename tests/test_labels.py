@@ -106,6 +106,23 @@ def test_rows_of_a_bank_are_those_of_single_prefixes(
         np.testing.assert_allclose(together[number], alone[0], rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("ids", "said"),
+    [
+        (None, "there are 3 prefixes: say with prefix_ids"),
+        ([0, 1, 3, 2], "row 2 asks for prefix 3; there are 3"),
+        ([0, 1], "must be 4 integers"),
+    ],
+)
+def test_a_bank_needs_a_known_prefix_for_each_prompt(
+    backbone, tokenizer, prefixes, prompts, ids, said
+):
+    with pytest.raises(InputError, match=said):
+        label_probabilities(
+            backbone, tokenizer, prompts, WORDS, prefix=bank(prefixes), prefix_ids=ids
+        )
+
+
 def test_devices_share_the_rows(backbone, tokenizer, prompts):
     one = label_probabilities(backbone, tokenizer, prompts, WORDS)
     mesh = make_mesh(batch_size=8)

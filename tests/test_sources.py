@@ -181,6 +181,8 @@ def test_documents(tmp_path):
     write(tmp_path / "lines.txt", "one\r\n\n  two\nthree")
     assert texts(tmp_path, "lines") == ["one", "  two", "three"]
     assert texts(tmp_path, "lines[1:2]") == ["  two"]
+    write(tmp_path / "wiki.test.raw", " = One = \n \n Two .")
+    assert texts(tmp_path, "wiki.test") == [" = One = ", " Two ."]
     end = "<|endoftext|>"
     text = f"\na\n\nb\n{end}\n{end}\r\n c <|endoftext|> d\n{end}\n\n"
     write(tmp_path / "separated.txt.gz", text)

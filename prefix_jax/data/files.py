@@ -11,8 +11,8 @@ from prefix_jax.errors import InputError, closest, json_kind
 from prefix_jax.model.loading import END
 
 TABLE_ENDINGS = (".jsonl", ".csv", ".tsv")
-TEXT_ENDING = ".txt"
-ENDINGS = (*TABLE_ENDINGS, TEXT_ENDING)
+TEXT_ENDINGS = (".txt", ".raw")  # WikiText's official files are `.raw`
+ENDINGS = (*TABLE_ENDINGS, *TEXT_ENDINGS)
 GZIP = ".gz"
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from prefix_jax.data.files import (
     ENDINGS,
     TABLE_ENDINGS,
-    TEXT_ENDING,
+    TEXT_ENDINGS,
     ending,
     find_file,
     listing,
@@ -83,7 +83,7 @@ def read_texts(config: DataConfig, name: str) -> Iterator[str]:
 def _documents(config: DataConfig, name: str) -> Iterator[str]:
     if config.source == "files":
         whole, part = _sliced(name)
-        if ending(path := _file(config, whole)) == TEXT_ENDING:
+        if ending(path := _file(config, whole)) in TEXT_ENDINGS:
             yield from itertools.islice(read_documents(path), part.start, part.stop)
             return
     _, target_column, _ = _columns(config)

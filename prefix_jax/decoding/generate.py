@@ -65,7 +65,11 @@ def generate_sequences(
     with `seeds`, one for each prompt, not even on that: they are what `decode.seed`
     gives the prompt alone (None: as without). `progress` hears how many are done.
     Raises InputError for an unknown prefix, where prefix + prompt + new tokens exceed
-    the backbone's positions, and for seeds that nothing would use.
+    the backbone's positions (the last has one too, though nothing reads it), and for
+    seeds that nothing would use.
+
+    The backbone is best loaded with `unroll=True`: each call unrolls any other, which
+    copies its layers.
     """
     request = Request.make(
         backbone, tokenizer, prompts, prefix, prefix_ids, decode, seeds
@@ -130,7 +134,11 @@ _go_on = partial(jax.jit, static_argnames="rules", donate_argnums=2)(go_on_sampl
 
 
 def compiled_programs() -> int:
-    """Decoding programs that this process has compiled so far."""
+    """Decoding programs that this process has compiled so far.
+
+    These are the reading of prompts and the loops over tokens, in all shapes; not the
+    small ones that lay out weights, prefixes and random keys.
+    """
     # jax has no public name for it yet.
     return sum(
         getattr(loop, "_cache_size")()  # noqa: B009

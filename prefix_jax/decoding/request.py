@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, Key
+from jaxtyping import Array, Int, Key, UInt32
 from transformers import PreTrainedTokenizerBase
 
 from prefix_jax.checks import Seed, check
@@ -19,7 +19,7 @@ from prefix_jax.decoding.sample import sample
 from prefix_jax.decoding.stops import stop_table
 from prefix_jax.errors import InputError
 from prefix_jax.model.gpt2 import GPT2
-from prefix_jax.model.kv import KV
+from prefix_jax.model.kv import KV, check_prefix_ids
 
 SHORTEST_BUCKET = 16
 """Prompts are padded to this or the next power of two: a program for each, no more."""
@@ -52,8 +52,8 @@ class Request:
     prompts: list[list[int]]
     prefix: KV | None
     prefix_ids: np.ndarray | None
-    keys: Key[Array, " N"]
-    """One for each prompt: what it draws depends on no other."""
+    seeds: UInt32[np.ndarray, "N 2"]
+    """A key for each prompt comes of it: what it draws depends on no other."""
     decode: DecodeConfig
     rules: Rules
     stops: jax.Array | None
@@ -71,7 +71,7 @@ class Request:
     ) -> "Request":
         """Raises InputError as `generate` says."""
         ids = _encode(prompts, tokenizer, backbone.config.vocab_size)
-        chosen = _check_ids(prefix, prefix_ids, len(ids))
+        chosen = check_prefix_ids(prefix, prefix_ids, len(ids))
         _check_room(ids, prompts, prefix, chosen, backbone, decode)
         vocabulary = backbone.config.vocab_size
         rules = _rules(decode, tokenizer, vocabulary)
@@ -82,14 +82,13 @@ class Request:
             prefix = prefix.cast(backbone.dtype, rows=1)
         if prefix is None or prefix.number == 1:
             chosen = None
-        keys = _keys(seeds, len(ids), decode)
         return cls(
             _unrolled(backbone),
             tokenizer,
             ids,
             prefix,
             chosen,
-            keys,
+            _check_seeds(seeds, len(ids), decode),
             decode,
             rules,
             stops,
@@ -111,12 +110,13 @@ class Request:
             ids = np.zeros(rows, np.int32)
             ids[: len(batch)] = self.prefix_ids[batch]
             prefix = prefix.select(jnp.asarray(ids))
-        numbers = jnp.asarray(batch + [0] * (rows - len(batch)))
+        seeds = np.zeros((rows, 2), np.uint32)
+        seeds[: len(batch)] = self.seeds[batch]
         return {
             "prefix": prefix,
             "tokens": jnp.asarray(tokens),
             "mask": jnp.asarray(mask),
-            "keys": self.keys[numbers],
+            "keys": _keys(seeds),
             "stops": self.stops,
         }
 
@@ -241,36 +241,13 @@ def _pad_left(ids, rows):
     return tokens, mask
 
 
-def _check_ids(prefix, prefix_ids, number) -> np.ndarray:
-    """Which prefix each prompt uses."""
-    if prefix_ids is None:
-        if prefix is not None and prefix.number > 1:
-            raise InputError(
-                f"there are {prefix.number} prefixes: say with prefix_ids which one "
-                "each prompt uses"
-            )
-        return np.zeros(number, np.int32)
-    if prefix is None:
-        raise InputError("prefix_ids were given without a prefix to choose from")
-    ids = np.asarray(prefix_ids)
-    if ids.shape != (number,) or not np.issubdtype(ids.dtype, np.integer):
-        raise InputError(
-            f"prefix_ids must be {number} integers, one for each prompt; got "
-            f"{ids.dtype}{list(ids.shape)}"
-        )
-    unknown = np.flatnonzero((ids < 0) | (ids >= prefix.number))
-    if len(unknown):
-        raise InputError(
-            f"prompt {unknown[0]} asks for prefix {ids[unknown[0]]}; there are "
-            f"{prefix.number} (0 to {prefix.number - 1})"
-        )
-    return ids.astype(np.int32)
-
-
-def _keys(
+def _check_seeds(
     seeds: Sequence[int | None] | None, number: int, decode: DecodeConfig
-) -> Key[Array, " N"]:
-    """Of prompt i: its own seed's first, or else the i-th of `decode.seed`."""
+) -> UInt32[np.ndarray, "N 2"]:
+    """A seed for each prompt, and which of that seed's keys is the prompt's.
+
+    The first of its own seed, or else the one of `decode.seed` that has its number.
+    """
     if seeds is None:
         seeds = [None] * number
     elif decode.method != "sample":
@@ -288,8 +265,14 @@ def _keys(
     pairs = [
         (decode.seed, i) if seed is None else (seed, 0) for i, seed in enumerate(seeds)
     ]
-    given, order = np.array(pairs, np.uint32).reshape(-1, 2).T
-    return jax.vmap(lambda s, i: jax.random.fold_in(jax.random.key(s), i))(given, order)
+    return np.array(pairs, np.uint32).reshape(-1, 2)
+
+
+@jax.jit
+def _keys(seeds: UInt32[Array, "B 2"]) -> Key[Array, " B"]:
+    return jax.vmap(lambda pair: jax.random.fold_in(jax.random.key(pair[0]), pair[1]))(
+        seeds
+    )
 
 
 def _check_room(ids, prompts, prefix, prefix_ids, backbone, decode):

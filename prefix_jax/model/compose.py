@@ -96,7 +96,10 @@ def average(prefixes: Sequence[KV], weights: Sequence[float] | None = None) -> K
     shares = given / given.sum()
 
     def mean(leaves):
-        return jnp.tensordot(jnp.asarray(shares, jnp.float32), jnp.stack(leaves), 1)
+        # Not a matrix product, which accelerators round to bf16 by default.
+        return sum(
+            np.float32(share) * x for share, x in zip(shares, leaves, strict=True)
+        )
 
     return dataclasses.replace(
         prefixes[0],

@@ -1,13 +1,14 @@
 """Keys and values: the one type of a prefix and of a bank of prefixes."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import no_type_check
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Int32
 
 from prefix_jax.errors import InputError
 from prefix_jax.model.gpt2_config import GPT2Config
@@ -99,12 +100,7 @@ class KV:
         program, which cannot, such an id gives NaN keys, hence NaN logits.
         """
         if not isinstance(ids, Tracer):
-            for row, chosen in enumerate(np.asarray(ids)):
-                if not 0 <= chosen < self.number:
-                    raise InputError(
-                        f"row {row} asks for prefix {chosen}; there are {self.number} "
-                        f"(0 to {self.number - 1})"
-                    )
+            _check_known(np.asarray(ids), self.number)
 
         def take(x):
             known = (ids >= 0) & (ids < x.shape[1])
@@ -198,3 +194,40 @@ class KV:
                 f"the prefix has {layers} layers of {heads} heads of width {width}; "
                 f"the backbone has {own[0]} of {own[1]} of {own[2]}"
             )
+
+
+def check_prefix_ids(
+    prefix: KV | None,
+    prefix_ids: Sequence[int] | Int[np.ndarray, "_"] | None,
+    rows: int,
+) -> Int32[np.ndarray, " rows"]:
+    """Which of the prefixes each row uses; all the only one where nothing is given.
+
+    Raises InputError for what is no number of a prefix for each row.
+    """
+    if prefix_ids is None:
+        if prefix is not None and prefix.number > 1:
+            raise InputError(
+                f"there are {prefix.number} prefixes: say with prefix_ids which one "
+                "each row uses"
+            )
+        return np.zeros(rows, np.int32)
+    if prefix is None:
+        raise InputError("prefix_ids were given without a prefix to choose from")
+    ids = np.asarray(prefix_ids)
+    if ids.shape != (rows,) or not np.issubdtype(ids.dtype, np.integer):
+        raise InputError(
+            f"prefix_ids must be {rows} integers, one for each row; got "
+            f"{ids.dtype}{list(ids.shape)}"
+        )
+    _check_known(ids, prefix.number)
+    return ids.astype(np.int32)
+
+
+def _check_known(ids: Int[np.ndarray, "_"], number: int) -> None:
+    unknown = np.flatnonzero((ids < 0) | (ids >= number))
+    if len(unknown):
+        raise InputError(
+            f"row {unknown[0]} asks for prefix {ids[unknown[0]]}; there are {number} "
+            f"(0 to {number - 1})"
+        )

@@ -108,9 +108,7 @@ class Writer:
         """
         check_lines(lines, list(self.kinds))
         prompts = self._prompts(lines)
-        ids = np.zeros(len(lines), int)
-        if self.prefixes is not None:
-            ids = np.array(self._ids(lines))
+        ids = None if self.prefixes is None else np.array(self._ids(lines))
         kinds = [self._kind(line) for line in lines]
         found: list[dict[str, float]] = [{} for _ in lines]
         for kind in dict.fromkeys(kinds):
@@ -122,7 +120,7 @@ class Writer:
                 [prompts[number] for number in own],
                 words,
                 prefix=self.prefixes,
-                prefix_ids=ids[own],
+                prefix_ids=None if ids is None else ids[own],
                 score=kind.score,
                 batch_size=batch_size,
             )
@@ -196,7 +194,8 @@ def open_writer(
     )
     dtypes = {record.backbone_dtype for record in records.values()} - {None}
     dtype: Any = dtypes.pop() if len(dtypes) == 1 else None  # load_backbone checks it
-    model = load_backbone(name, dtype=dtype or "float32")
+    # Decoding unrolls the layers of any other, at each call.
+    model = load_backbone(name, dtype=dtype or "float32", unroll=True)
     kinds = {
         name: _recorded_kind(folders[name], record, task, labels)
         for name, record in records.items()

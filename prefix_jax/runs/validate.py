@@ -246,13 +246,14 @@ def _classify_each(setup, backbone, bank, groups, progress) -> list[Written]:
         )
         prompts += kept
         cuts.append(cut)
+    ids = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
     probabilities = label_probabilities(
         backbone,
         tokenizer,
         prompts,
         words,
         prefix=bank,
-        prefix_ids=np.repeat(np.arange(len(groups)), [len(group) for group in groups]),
+        prefix_ids=None if bank is None else ids,
         score=config.score,
         batch_size=config.train.batch_size,
         mesh=setup.mesh,

@@ -15,7 +15,7 @@ from prefix_jax.errors import InputError
 from prefix_jax.learning.step import make_eval_step
 from prefix_jax.mesh import put_batch
 from prefix_jax.model.gpt2 import GPT2
-from prefix_jax.model.kv import KV
+from prefix_jax.model.kv import KV, check_prefix_ids
 from prefix_jax.score_config import ScoreConfig
 
 Tokens = Int[np.ndarray, "_"]
@@ -47,7 +47,7 @@ def label_probabilities(
     labels = encode_labels(words, tokenizer)
     lengths = np.array([len(label) for label in labels])
     number = 1 if prefix is None else prefix.number
-    ids = np.zeros(len(prompts), int) if prefix_ids is None else np.asarray(prefix_ids)
+    ids = check_prefix_ids(prefix, prefix_ids, len(prompts))
 
     def likelihoods(prompts, ids, progress):
         found = log_likelihoods(
@@ -55,7 +55,7 @@ def label_probabilities(
             prompts,
             labels,
             prefix=prefix,
-            prefix_ids=ids,
+            prefix_ids=None if prefix is None else ids,
             batch_size=batch_size,
             mesh=mesh,
             progress=progress,
@@ -105,16 +105,16 @@ def log_likelihoods(
     room = backbone.config.n_positions - (prefix.position_offset if prefix else 0)
     if (longest := lengths.max(initial=0)) > room:
         raise InputError(
-            f"a text and a label have {longest} tokens; beside the prefix the "
-            f"backbone's {backbone.config.n_positions} positions leave {room}: shorten "
-            "the text"
+            f"a text and a label have {longest} tokens; beside the (longest) prefix "
+            f"the backbone's {backbone.config.n_positions} positions leave {room}: "
+            "shorten the text"
         )
     # Rows of like lengths together, for less padding.
     order = np.argsort(lengths, kind="stable")
     ids = None
+    of_prompts = check_prefix_ids(prefix, prefix_ids, len(prompts))
     if prefix is not None and prefix.number > 1:
-        assert prefix_ids is not None, "a bank of prefixes needs prefix_ids"
-        ids = np.repeat(prefix_ids, len(continuations))[order].tolist()
+        ids = np.repeat(of_prompts, len(continuations))[order].tolist()
     batches = eval_batches(
         [rows[number] for number in order],
         batch_size=batch_size,
