@@ -96,11 +96,11 @@ def test_a_killed_process_leaves_the_step_before_or_the_new_one(tmp_path):
     for _ in range(2):
         begun = kill_while_writing(tmp_path, delay=rng.uniform(0, 0.05))
         with opened(tmp_path, fingerprint="") as checkpoints:
-            state, data_state, meta = checkpoints.restore(writer["state"](0))
+            state, data_state, meta, damaged = checkpoints.restore(writer["state"](0))
         step = int(state.step)
         # `begun` was printed, the next may have been written before it was.
         assert begun - 1 <= step <= begun + 1
-        assert same(state, writer["state"](step))
+        assert same(state, writer["state"](step)) and not damaged
         assert data_state == {"next_index": step} and meta == {"step": step}
     with opened(tmp_path, fingerprint="") as checkpoints:
         checkpoints.save(step + 1, writer["state"](step + 1), {}, {})

@@ -16,6 +16,7 @@ from prefix_jax.model.gpt2 import GPT2
 from prefix_jax.model.gpt2_config import GPT2Config
 from prefix_jax.model.tensor_files import open_tensors, read_json
 from prefix_jax.model.weights import fill
+from prefix_jax.seal import check_seal
 
 END = "<|endoftext|>"
 """GPT-2's one special token: it begins and ends a text."""
@@ -63,6 +64,7 @@ def load_backbone(
             f"dtype is {dtype!r}; expected one of {', '.join(get_args(Dtype))}"
         )
     folder = _find(name, (*_CONFIG, *_SAFETENSORS), (*_CONFIG, *_PICKLES))
+    check_seal(folder)
     config = GPT2Config.from_dict(read_json(folder / "config.json"))
     return fill(
         config,

@@ -12,9 +12,9 @@ from prefix_jax.config import Config
 from prefix_jax.distributed import is_first
 from prefix_jax.errors import InputError
 from prefix_jax.model.tensor_files import read_json
-from prefix_jax.storage.checkpoint import library_versions
 from prefix_jax.storage.files import write_json
 from prefix_jax.storage.remote import at_hand, in_bucket
+from prefix_jax.storage.versions import library_versions
 
 # What may change between two calls that continue one run: it does not touch the steps,
 # or (where model and data lie) a fingerprint stands for it.

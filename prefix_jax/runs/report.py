@@ -25,9 +25,9 @@ from prefix_jax.runs.charts import Curve, loss_chart, mark
 from prefix_jax.runs.folders import Run, find_runs, read_written
 from prefix_jax.runs.samples import spread
 from prefix_jax.runs.score_tables import detail_tables, score_table
-from prefix_jax.storage.checkpoint import library_versions
 from prefix_jax.storage.files import write_text
 from prefix_jax.storage.metadata import holds_prefix, read_metadata
+from prefix_jax.storage.versions import library_versions
 
 GENERATOR = '<meta name="generator" content="prefix-jax report">'
 """How a page of ours is known."""

@@ -242,8 +242,10 @@ class _Run:
             log.truncate_after(-1)
             self.samples.truncate_after(-1)
             return False
-        self.state, data_state, meta = restored
-        self.batches.set_state(data_state)
+        self.state, meta = restored.state, restored.meta
+        for damage in restored.damaged:
+            self.say(f"warning: {damage}; going on from the one before")
+        self.batches.set_state(restored.data_state)
         self.best = Validation(**meta["best"])
         self.since_best = meta.get("since_best", 0)
         self.seconds = meta["seconds"]

@@ -3,19 +3,19 @@
     workdir/checkpoints/<step>/
       state/   the arrays of TrainState by leaf name; no backbone unless it is trained
       data/    position of the data iterator (JSON)
-      meta/    format, backbone fingerprint, shape and type of each array, library
-               versions, and what the run wants to remember (JSON)
+      meta/    format, backbone fingerprint, shape, type and digest of each array and
+               of all JSON, library versions, and what the run wants to remember (JSON)
+    workdir/checkpoints/damaged_<step>/
+      a step whose files are not what was saved, set aside
 
-Names, not Python classes, tie the arrays to the state: `trainable/prefix/keys`,
-`opt_state/1/0/mu/prefix/keys`, `key`.
+Names, not Python classes, tie the arrays to the state (`state_arrays`).
 """
 
 import contextlib
-import dataclasses
-import importlib.metadata
 import json
 import math
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -27,30 +27,23 @@ from jax.experimental.multihost_utils import sync_global_devices
 
 from prefix_jax.distributed import is_first
 from prefix_jax.errors import InputError, first_line
-from prefix_jax.learning.split import leaf_names
 from prefix_jax.learning.step import TrainState
 from prefix_jax.model.tensor_files import read_json
+from prefix_jax.storage.digest import array_digests, text_digest
+from prefix_jax.storage.files import to_disk
+from prefix_jax.storage.state_arrays import (
+    check_arrays,
+    facts,
+    from_arrays,
+    to_arrays,
+)
+from prefix_jax.storage.versions import library_versions
 
 Folder = Path | epath.Path
 """On this machine, or in a bucket."""
 
-FORMAT = 1
+FORMAT = 2
 _ITEMS = ("state", "data", "meta")
-_LIBRARIES = (
-    "prefix-jax",
-    "jax",
-    "jaxlib",
-    "flax",
-    "optax",
-    "orbax-checkpoint",
-    "grain",
-    "numpy",
-    "transformers",
-    "tokenizers",
-    "tensorflow-datasets",
-)
-# Where the prefix length stands in the arrays that have it, to name it in errors.
-_LENGTH_AXIS = {"trainable/prefix/keys": 1, "trainable/prefix/embedding": 0}
 
 
 class Restored(NamedTuple):
@@ -59,6 +52,12 @@ class Restored(NamedTuple):
     state: TrainState
     data_state: dict[str, Any]
     meta: dict[str, Any]
+    damaged: tuple[str, ...]
+    """What is wrong with newer checkpoints, which were set aside."""
+
+
+class _DamagedError(Exception):
+    """A checkpoint's files are not what was saved."""
 
 
 class Checkpoints:
@@ -66,7 +65,8 @@ class Checkpoints:
 
     Writing goes on in the background: what fails there is raised by the next `save` or
     `wait`, or on leaving the context. A process killed while writing leaves the
-    checkpoints before as they were. All processes of a run make and use one alike.
+    checkpoints before as they were, and a damaged one is passed over for the one before
+    it. All processes of a run make and use one alike.
 
         with Checkpoints(workdir, backbone_fingerprint=...) as checkpoints:
             restored = checkpoints.restore(state)
@@ -93,6 +93,7 @@ class Checkpoints:
                 if not any(folder.iterdir()):
                     folder.rmdir()
         sync_global_devices("checkpoints")
+        self._fresh: int | None = None
         self._manager = ocp.CheckpointManager(
             self.folder,
             item_names=_ITEMS,
@@ -139,15 +140,18 @@ class Checkpoints:
         """
         if step != int(state.step):
             raise ValueError(f"checkpoint of step {step} got a state of {state.step}")
-        arrays = _to_arrays(state)
+        arrays = to_arrays(state)
+        data = _plain(data_state)
         record = {
             "format": FORMAT,
             "backbone": self._fingerprint,
-            "arrays": {name: _facts(array) for name, array in arrays.items()},
+            "arrays": {name: facts(array) for name, array in arrays.items()},
             "versions": library_versions(),
             "run": meta,
+            "digests": {**array_digests(arrays), "data": text_digest(data)},
         }
-        data, record = _plain(data_state), _plain(record)
+        record["digests"]["meta"] = text_digest(record)
+        record = _plain(record)
         self.wait()
         if step in self._manager.all_steps():
             return
@@ -163,50 +167,104 @@ class Checkpoints:
             )
         except Exception as error:
             raise self._not_written(error) from error
+        self._fresh = step
 
     def wait(self) -> None:
         """Blocks until all is on disk; raises OSError where writing failed."""
         try:
             self._manager.wait_until_finished()
+            # Orbax leaves it to the system when to write what it has handed over.
+            if self._fresh is not None and is_first():
+                _to_disk(self.folder / str(self._fresh))
+            self._fresh = None
+        except Exception as error:
+            raise self._not_written(error) from error
+
+    def check(self) -> None:
+        """Raises OSError where writing in the background has failed so far."""
+        try:
+            self._manager.check_for_errors()
         except Exception as error:
             raise self._not_written(error) from error
 
     def restore(self, like: TrainState) -> Restored | None:
-        """The newest checkpoint, in the structure and on the devices of `like`.
+        """The newest good checkpoint, in the structure and on the devices of `like`.
 
-        None if there is none. Raises InputError where the checkpoint is of another
-        backbone or another recipe, and names what differs.
+        None if there is none at all. Damaged ones are set aside. Raises InputError
+        where the checkpoint is of another backbone or another recipe, and names what
+        differs; and where all are damaged.
         """
         self.wait()
-        step = self.latest_step
-        if step is None:
-            return None
-        folder = self.folder / str(step)
-        missing = [item for item in _ITEMS if not (folder / item).is_dir()]
-        if missing:
+        damaged: list[str] = []
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                restored = self._restore(step, like)
+            except _DamagedError as error:
+                aside = self._set_aside(step)
+                damaged.append(f"the checkpoint of step {step} {error}: now {aside}")
+            else:
+                return restored._replace(damaged=tuple(damaged))
+        if damaged:
             raise InputError(
-                f"checkpoint {folder} is incomplete: {', '.join(missing)} missing; "
-                "remove that folder to go on from the checkpoint before it"
+                f"no checkpoint in {self.folder} is whole: {'; '.join(damaged)}. Copy "
+                "the run again from where there is a good one, or start anew with "
+                "another --workdir"
             )
+        return None
+
+    def _restore(self, step: int, like: TrainState) -> Restored:
+        folder = self.folder / str(step)
         record, data_state = self._read_json(step)
         self._check_origin(folder, record)
-        wanted = _to_arrays(like)
-        _check_arrays(folder, record["arrays"], wanted)
+        wanted = to_arrays(like)
+        check_arrays(folder, record["arrays"], wanted)
         abstract = {
             name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
             for name, x in wanted.items()
         }
-        found = self._manager.restore(
-            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-        )
-        return Restored(_from_arrays(found["state"], like), data_state, record["run"])
+        with _read("its arrays"):
+            found = self._manager.restore(
+                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+            )
+        digests = array_digests(found["state"])
+        for name, digest in digests.items():
+            if digest != record["digests"].get(name):
+                raise _DamagedError(f"is damaged ({name} is not what was saved)")
+        state = from_arrays(found["state"], like)
+        return Restored(state, data_state, record["run"], ())
 
     def _read_json(self, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        folder = self.folder / str(step)
+        for item in _ITEMS:
+            if not (folder / item).is_dir():
+                raise _DamagedError(f"is incomplete ({item} is missing)")
         read = ocp.args.JsonRestore()
-        found = self._manager.restore(
-            step, args=ocp.args.Composite(data=read, meta=read)
-        )
-        return found["meta"], found["data"]
+        with _read("its JSON"):
+            found = self._manager.restore(
+                step, args=ocp.args.Composite(data=read, meta=read)
+            )
+            record, data = found["meta"], found["data"]
+            if record.get("format") == 1:  # had no digests
+                self._check_origin(folder, record)
+            digests = dict(record["digests"])
+        own = digests.pop("meta", None)
+        if own != text_digest({**record, "digests": digests}):
+            raise _DamagedError("is damaged (meta is not what was saved)")
+        if digests.get("data") != text_digest(data):
+            raise _DamagedError("is damaged (data is not what was saved)")
+        return record, data
+
+    def _set_aside(self, step: int) -> Folder:
+        """Out of Orbax's sight, for it would not write over it."""
+        aside = self.folder / f"damaged_{step}"
+        sync_global_devices("damage")  # all have read it
+        if is_first():
+            if aside.exists():
+                shutil.rmtree(aside)
+            (self.folder / str(step)).rename(aside)
+        sync_global_devices("set aside")
+        self._manager.reload()
+        return aside
 
     def _check_origin(self, folder: Folder, record: Mapping[str, Any]) -> None:
         """The place for all that must hold before an array is read."""
@@ -231,6 +289,18 @@ class Checkpoints:
         )
 
 
+@contextlib.contextmanager
+def _read(what: str) -> Iterator[None]:
+    """Damaged files fail in any way there is."""
+    try:
+        yield
+    except (InputError, MemoryError, PermissionError):
+        raise
+    except Exception as error:
+        said = first_line(error)[:200]
+        raise _DamagedError(f"is damaged ({what} cannot be read: {said})") from error
+
+
 def trained_numbers(workdir: Path) -> int | None:
     """How many numbers the run in `workdir` trains; None where no checkpoint says."""
     folder = Path(workdir) / "checkpoints"
@@ -247,13 +317,10 @@ def trained_numbers(workdir: Path) -> int | None:
     return None
 
 
-def library_versions() -> dict[str, str]:
-    """Versions of the installed libraries that decide what a run computes."""
-    versions = {}
-    for name in _LIBRARIES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
-    return versions
+def _to_disk(folder: Folder) -> None:
+    if isinstance(folder, Path):
+        for path in (*folder.rglob("*"), folder, folder.parent):
+            to_disk(path)
 
 
 def _is_step(folder: Folder) -> bool:
@@ -263,62 +330,3 @@ def _is_step(folder: Folder) -> bool:
 def _plain(value: Mapping[str, object]) -> dict[str, Any]:
     """A copy made of JSON types; TypeError here rather than in the background."""
     return json.loads(json.dumps(value))
-
-
-def _raw(state: TrainState) -> TrainState:
-    """The state with its typed random key as the numbers that can be stored."""
-    return dataclasses.replace(state, key=jax.random.key_data(state.key))
-
-
-def _to_arrays(state: TrainState) -> dict[str, jax.Array]:
-    raw = _raw(state)
-    names, leaves = leaf_names(raw), jax.tree.leaves(raw)
-    if len(set(names)) != len(names):
-        raise ValueError(f"leaf names are not unique: {names}")
-    return dict(zip(names, leaves, strict=True))
-
-
-def _from_arrays(arrays: Mapping[str, jax.Array], like: TrainState) -> TrainState:
-    raw = _raw(like)
-    leaves = [arrays[name] for name in leaf_names(raw)]
-    state = jax.tree.unflatten(jax.tree.structure(raw), leaves)
-    key = jax.random.wrap_key_data(state.key, impl=jax.random.key_impl(like.key))
-    return dataclasses.replace(state, key=key)
-
-
-def _facts(array: jax.Array) -> dict[str, Any]:
-    """What is remembered of an array besides its bytes."""
-    return {"shape": list(array.shape), "dtype": str(array.dtype)}
-
-
-def _check_arrays(
-    folder: Folder,
-    saved: Mapping[str, Mapping[str, Any]],
-    wanted: Mapping[str, jax.Array],
-) -> None:
-    """Orbax itself would cast a wrong type silently and fail obscurely on a shape."""
-    asked = {name: _facts(array) for name, array in wanted.items()}
-    for name, axis in _LENGTH_AXIS.items():
-        if name in saved and name in asked:
-            there, here = saved[name]["shape"][axis], asked[name]["shape"][axis]
-            if there != here:
-                raise InputError(
-                    f"checkpoint {folder} has a prefix of length {there}, the run asks "
-                    f"for {here}: use another --workdir, or --prefix.length {there}"
-                )
-
-    def text(facts):
-        return f"{facts['dtype']}{facts['shape']}" if facts else "nothing"
-
-    differences = [
-        f"{name}: saved {text(saved.get(name))}, this run {text(asked.get(name))}"
-        for name in sorted(saved.keys() | asked.keys())
-        if saved.get(name) != asked.get(name)
-    ]
-    if differences:
-        more = len(differences) - 6
-        shown = "; ".join(differences[:6]) + (f"; and {more} more" if more > 0 else "")
-        raise InputError(
-            f"checkpoint {folder} is of another recipe ({shown}): "
-            "use another --workdir, or the options that the run was started with"
-        )

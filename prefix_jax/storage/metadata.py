@@ -6,6 +6,7 @@
       prefix_jax.json              what PEFT has no field for: how the text sees it,
                                    backbone, what its prompts are; scores and recipe
                                    as a record that nothing reads
+      SHA256SUMS                   checksums of these (see seal)
       README.md                    its card, if it was exported (see exporting)
 
 A prefix that PEFT would load and misread (`Metadata.obstacle`) is not offered to it:
@@ -21,6 +22,7 @@ from prefix_jax.errors import InputError, closest, json_kind, json_value
 from prefix_jax.model.gpt2_config import GPT2Config
 from prefix_jax.model.tensor_files import read_json
 from prefix_jax.prefix_config import Placement, PositionMode
+from prefix_jax.seal import SUMS, check_seal
 from prefix_jax.storage.peft_layout import PEFT_TYPES, Kind
 
 T = TypeVar("T")
@@ -29,7 +31,7 @@ FORMAT = 1
 PEFT_CONFIG, PEFT_TENSORS = "adapter_config.json", "adapter_model.safetensors"
 OWN_CONFIG, OWN_TENSORS = "prefix_jax.json", "prefix_jax.safetensors"
 CARD = "README.md"
-FILES = {PEFT_CONFIG, PEFT_TENSORS, OWN_CONFIG, OWN_TENSORS, CARD}
+FILES = {PEFT_CONFIG, PEFT_TENSORS, OWN_CONFIG, OWN_TENSORS, CARD, SUMS}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,9 +115,11 @@ class Metadata:
 def read_metadata(folder: Path | str) -> Metadata:
     """What the prefix in `folder` says of itself; little, if PEFT wrote it.
 
-    Raises InputError where `folder` holds no prefix, or not one that can be read.
+    Raises InputError where `folder` holds no prefix, or not one that can be read, or
+    its files are not those that were saved.
     """
     folder = Path(folder)
+    check_seal(folder)
     own = read_object(folder / OWN_CONFIG)
     peft = read_object(folder / PEFT_CONFIG)
     if own is None and peft is None:
