@@ -20,7 +20,7 @@ from prefix_jax.cli_options import (
 from prefix_jax.config import FIELDS, Config
 from prefix_jax.distributed import ClusterConfig, check_alone, joined
 from prefix_jax.errors import InputError, closest
-from prefix_jax.runs.interrupt import INTERRUPTED
+from prefix_jax.runs.interrupt import stopped_status
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,7 +168,7 @@ def train(arguments: list[str]) -> int:
         from prefix_jax.runs.train import train
 
         finished = train(config_of(options), options.workdir).finished
-    return 0 if finished else INTERRUPTED
+    return 0 if finished else stopped_status()
 
 
 def evaluate(arguments: list[str]) -> int:
@@ -219,7 +219,7 @@ def compare(arguments: list[str]) -> int:
         split=options.split,
         limit=options.limit,
     )
-    return INTERRUPTED if rows is None else 0
+    return stopped_status() if rows is None else 0
 
 
 def sweep(arguments: list[str]) -> int:
@@ -240,7 +240,7 @@ def sweep(arguments: list[str]) -> int:
         dry_run=options.dry_run,
     )
     if points is None:
-        return INTERRUPTED
+        return stopped_status()
     return 1 if any(point.failed for point in points) else 0
 
 

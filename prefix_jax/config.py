@@ -94,6 +94,16 @@ class TrainConfig(Section):
     checkpoint_every: Positive = 100
     log_every: Positive = 10
     tensorboard: bool = False
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """A step whose loss or gradient is NaN or infinite changes nothing, and its batch
+    is kept in workdir/faults. Then the run ends, or goes on without it."""
+    on_save_error: Literal["stop", "continue"] = "stop"
+    """What cannot be written (a full disk) ends the run, or is only said: the next
+    checkpoint tries again."""
+    watchdog: Positive | None = None
+    """Seconds without a step, validation batch or checkpoint after which the process
+    prints where it stands and ends. None: half an hour where several processes wait for
+    each other, else never."""
 
     def __post_init__(self):
         super().__post_init__()

@@ -69,8 +69,10 @@ def make_train_step(
     `config.accumulate` of A, batches of B rows are cut into A micro-batches of B/A
     whose gradients are added.
     Metrics are f32 scalars: loss (nats per target token), objective (what is
-    minimised), grad_norm, target_tokens. Raises InputError for `pmap` without a mesh,
-    or with several processes.
+    minimised), grad_norm, target_tokens, skipped. A step whose objective or gradient is
+    NaN or infinite is skipped (1): it counts, but leaves what is trained and the
+    optimizer's slots as they were. Raises InputError for `pmap` without a mesh, or with
+    several processes.
     """
     # A program that has some of the rows only adds up what is summed over rows.
     total = partial(jax.lax.psum, axis_name="data") if parallel == "pmap" else _same
@@ -121,12 +123,21 @@ def make_train_step(
         loss, nll, grads = total((loss, nll, grads))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
         trainable = cast(Params, optax.apply_updates(state.trainable, updates))
+        norm = optax.tree.norm(grads)
+        good = jnp.isfinite(loss) & jnp.isfinite(norm)
+        # Here, because the state of before is donated: nobody has it afterwards.
+        trainable, opt_state = jax.tree.map(
+            partial(jnp.where, good),
+            (trainable, opt_state),
+            (state.trainable, state.opt_state),
+        )
         tokens = divisor(batch, "token", total)
         metrics = {
             "loss": nll / tokens,
             "objective": loss,
-            "grad_norm": optax.tree.norm(grads),
+            "grad_norm": norm,
             "target_tokens": tokens,
+            "skipped": 1.0 - good,
         }
         return TrainState(state.step + 1, trainable, opt_state, state.key), metrics
 

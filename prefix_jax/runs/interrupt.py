@@ -11,6 +11,14 @@ from types import FrameType
 INTERRUPTED = 128 + signal.SIGINT
 """Exit status, as a shell has it."""
 
+_received: int = signal.SIGINT
+"""The signal that a run was stopped by."""
+
+
+def stopped_status() -> int:
+    """The exit status after a run was stopped: 130 by Ctrl-C, 143 by SIGTERM."""
+    return 128 + _received
+
 
 class Interrupt:
     """Context in which the first SIGINT or SIGTERM only raises a flag.
@@ -28,7 +36,12 @@ class Interrupt:
 
     def stops(self, step: int) -> bool:
         """Whether to stop after this step; to be asked after each one."""
-        return self._given if self._shared is None else self._shared(step)
+        if self._shared is None:
+            return self._given
+        stops = self._shared(step)
+        if stops and not self._given:
+            _remember(signal.SIGTERM)
+        return stops
 
     def __enter__(self) -> "Interrupt":
         # Python delivers signals to the main thread only; elsewhere nothing changes.
@@ -45,6 +58,7 @@ class Interrupt:
 
     def _raise_flag(self, number: int, frame: FrameType | None) -> None:
         self._given = True
+        _remember(number)
         self._restore()
         if self._shared is not None:  # by jax, which has taken over SIGTERM
             os.kill(os.getpid(), signal.SIGTERM)
@@ -53,6 +67,11 @@ class Interrupt:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
+
+
+def _remember(number: int) -> None:
+    global _received
+    _received = number
 
 
 def end_at_once() -> None:

@@ -30,6 +30,9 @@ FREE = {
         "checkpoint_every",
         "log_every",
         "tensorboard",
+        "on_nonfinite",
+        "on_save_error",
+        "watchdog",
     },
 }
 

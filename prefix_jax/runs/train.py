@@ -10,6 +10,7 @@ workdir/
                     validation loss
   last/             the same of the last checkpoint
   curves.png        loss by step
+  faults/           the batches of steps whose loss or gradient was not finite
 """
 
 import contextlib
@@ -32,6 +33,7 @@ from prefix_jax.learning.optim import make_schedule
 from prefix_jax.learning.split import Params, count, finite, folded, merge, split
 from prefix_jax.learning.step import TrainState, init_train_state
 from prefix_jax.mesh import put, put_batch
+from prefix_jax.runs.faults import Faults, Watchdog, saving
 from prefix_jax.runs.interrupt import Interrupt
 from prefix_jax.runs.prepare import Setup, prepare
 from prefix_jax.runs.programs import train_program
@@ -41,6 +43,7 @@ from prefix_jax.runs.result import save_result
 from prefix_jax.runs.samples import SampleLog
 from prefix_jax.runs.validate import Validation, Validator
 from prefix_jax.storage.checkpoint import Checkpoints
+from prefix_jax.storage.files import recover
 from prefix_jax.storage.log import MetricsLog, plot_curves
 from prefix_jax.storage.remote import Place, at_hand
 
@@ -152,6 +155,8 @@ class _Run:
         self.samples = SampleLog(setup, held_out, place.folder)
         self.best: Validation  # from the checkpoint, or the validation at the start
         self.since_best = 0  # validations
+        self.faults = Faults(setup, place.folder, lambda text: self.say(text))
+        self.watchdog = Watchdog(config.train)
         self.seconds: float  # of the last checkpoint
 
         self.trained = count(trainable)
@@ -179,6 +184,7 @@ class _Run:
         with (
             Interrupt(_shared_signals()) as interrupt,
             TrainingProgress(config.method, steps, start, self.console) as progress,
+            self.watchdog,
         ):
             self.say = progress.say
             if steps == 0:
@@ -192,13 +198,14 @@ class _Run:
                     self.state, self.frozen, put_batch(batch, self.setup.mesh)
                 )
                 step += 1
+                self.watchdog.feed()
+                with self._saving():
+                    checkpoints.check()
                 # Read a step's metrics only when the next one is on its way, so that
                 # the device never waits for the host.
                 if pending:
                     self._report(*pending, log, progress)
-                # Of several processes each knows its own rows, which are alike.
-                tokens = int(batch["mask"].sum()) * jax.process_count()
-                pending = (step, metrics, tokens)
+                pending = (step, metrics, batch)
                 last = step == steps
                 evaluate = last or step % config.eval_every == 0
                 save = last or step % config.checkpoint_every == 0
@@ -249,10 +256,12 @@ class _Run:
         self.best = Validation(**meta["best"])
         self.since_best = meta.get("since_best", 0)
         self.seconds = meta["seconds"]
+        self.faults.skipped = meta["skipped"]
         self.started -= self.seconds
         step = int(self.state.step)
         # The process may have been killed between the checkpoint and this.
         self._keep("last", {"step": step})
+        recover(self.place.folder / "best")
         log.truncate_after(step)
         self.samples.truncate_after(step)
         if not self._finished(step):
@@ -261,35 +270,52 @@ class _Run:
             self.say(f"{self.place.home} is already trained to step {step}")
         return True
 
-    def _report(self, step, metrics, tokens, log, progress) -> None:
+    def _report(self, step, metrics, batch, log, progress) -> None:
         values = {name: float(value) for name, value in metrics.items()}
+        # Of several processes each knows its own rows, which are alike.
+        tokens = int(batch["mask"].sum()) * jax.process_count()
         progress.step(step, values["loss"], tokens)
-        if step % self.config.train.log_every == 0:
+        counts = self.faults.judge(step, values, batch)
+        if counts:
+            del values["skipped"]
+        if step % self.config.train.log_every == 0 or not counts:
             values["learning_rate"] = float(np.asarray(self.schedule(step - 1)))
             if progress.rate is not None:
                 values["tokens_per_second"] = round(progress.rate, 1)
-            log.write(step, "train", values)
+            with self._saving():
+                log.write(step, "train", values)
+
+    def _saving(self):
+        return saving(self.config.train, self.say)
 
     def _validate(self, step, log, progress) -> None:
         started = time.monotonic()
         params = merge(self.state.trainable, self.frozen)
         prefix = folded(params)
         with progress.counting("validation", len(self.validate)) as count_batch:
-            result = self.validate(params["backbone"], prefix, step, count_batch)
-        log.write(
-            step, "validation", {"loss": result.loss, "perplexity": result.perplexity}
-        )
+
+            def count(batches):
+                self.watchdog.feed()
+                count_batch(batches)
+
+            result = self.validate(params["backbone"], prefix, step, count)
+        with self._saving():
+            values = {"loss": result.loss, "perplexity": result.perplexity}
+            log.write(step, "validation", values)
         mark = ""
         self.since_best += 1
         if step == 0 or result.loss < self.best.loss:
-            self.best, self.since_best, mark = result, 0, "  best so far"
-            self._keep("best", {"validation_loss": result.loss, "step": step})
+            with self._saving():
+                self._keep("best", {"validation_loss": result.loss, "step": step})
+                # Only now: what could not be kept is not the best that there is.
+                self.best, self.since_best, mark = result, 0, "  best so far"
         progress.say(
             f"step {step:>6}  validation loss {result.loss:.4f}  "
             f"perplexity {result.perplexity:.2f}{mark}"
         )
-        for line in self.samples.write(step, params["backbone"], prefix):
-            progress.say(line)
+        with self._saving():
+            for line in self.samples.write(step, params["backbone"], prefix):
+                progress.say(line)
         progress.pause(time.monotonic() - started)
 
     def _keep(self, name: str, scores: dict) -> None:
@@ -306,14 +332,17 @@ class _Run:
                 "lower optim.learning_rate and use another --workdir. The checkpoint "
                 f"before is kept in {self.place.home}"
             )
-        log.flush()
-        self.place.keep()  # before the checkpoint, which goes on from these lines
         self.seconds = started - self.started
-        meta = {
-            "best": dataclasses.asdict(self.best),
-            "since_best": self.since_best,
-            "seconds": self.seconds,
-        }
-        checkpoints.save(step, self.state, self.batches.get_state(), meta)
-        self._keep("last", {"step": step})
+        with self._saving():
+            log.flush()
+            self.place.keep()  # before the checkpoint, which goes on from these lines
+            meta = {
+                "best": dataclasses.asdict(self.best),
+                "since_best": self.since_best,
+                "seconds": self.seconds,
+                "skipped": self.faults.skipped,
+            }
+            checkpoints.save(step, self.state, self.batches.get_state(), meta)
+            self._keep("last", {"step": step})
+        self.watchdog.feed()
         progress.pause(time.monotonic() - started)

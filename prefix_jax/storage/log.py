@@ -9,6 +9,7 @@ Numbers are finite or null. `loss` is in nats per target token.
 import itertools
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -62,8 +63,9 @@ class MetricsLog:
             self._board.write(step, split, numbers)
 
     def flush(self) -> None:
-        """Hand everything written so far to the operating system."""
+        """Block until everything written so far is on the disk."""
         self._file.flush()
+        os.fsync(self._file.fileno())
         if self._board is not None:
             self._board.flush()
 
