@@ -1,0 +1,210 @@
+"""What goes wrong in a run: it is said, nothing good is lost, nothing bad is kept."""
+
+import dataclasses
+import errno
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import prefix_jax.runs.train as train_module
+from prefix_jax.config import Config
+from prefix_jax.errors import InputError
+from prefix_jax.learning.split import finite
+from prefix_jax.runs.faults import MOST_IN_A_ROW, WINDOW, Faults
+from prefix_jax.runs.prepare import prepare
+from prefix_jax.runs.train import train
+from prefix_jax.storage.artifact import load_prefix
+from prefix_jax.storage.checkpoint import Checkpoints
+from runs.support import Crash, lines, quiet, recipe, run_cli
+
+
+def with_train(config: Config, **changes) -> Config:
+    return dataclasses.replace(
+        config, train=dataclasses.replace(config.train, **changes)
+    )
+
+
+@pytest.fixture
+def broken_at(monkeypatch):
+    """Makes the backbone NaN for the steps (from 1) of one call of train."""
+
+    def install(*numbers):
+        program = train_module.train_program
+
+        def broken(config, mesh):
+            optimizer, step = program(config, mesh)
+
+            def run(state, frozen, batch):
+                if int(state.step) + 1 in numbers:
+                    frozen = jax.tree.map(lambda x: x * jnp.nan, frozen)
+                return step(state, frozen, batch)
+
+            return optimizer, run
+
+        monkeypatch.setattr(train_module, "train_program", broken)
+        return lambda: monkeypatch.setattr(train_module, "train_program", program)
+
+    return install
+
+
+def test_a_step_that_is_not_finite_ends_the_run_and_its_batch_is_kept(
+    config, finished, tmp_path, broken_at
+):
+    mend = broken_at(6)
+    with pytest.raises(InputError, match=r"at step 6 the loss is nan .*on-nonfinite"):
+        train(config, tmp_path, quiet())
+    rows = (tmp_path / "faults" / "step_000006.jsonl").read_text().splitlines()
+    assert len(rows) == config.train.batch_size
+    row = json.loads(rows[0])
+    assert "name : " in row["text"] and len(row["tokens"]) == len(row["loss_mask"])
+    mend()
+    train(config, tmp_path, quiet())
+    assert lines(tmp_path) == lines(finished)
+
+
+def test_a_step_that_is_not_finite_can_be_passed_over(
+    config, finished, tmp_path, broken_at
+):
+    broken_at(3, 5)
+    console = quiet()
+    skipping = with_train(config, on_nonfinite="skip")
+    assert train(skipping, tmp_path, console).finished
+    assert "2 such steps so far" in console.file.getvalue()
+    skipped = [line for line in lines(tmp_path) if line.get("skipped")]
+    assert [line["step"] for line in skipped] == [3, 5]
+    assert all(line["loss"] is None for line in skipped)
+    backbone = prepare(config).backbone
+    for name in ("best", "last"):
+        assert finite(load_prefix(tmp_path / name, backbone).keys)
+    assert lines(tmp_path)[-1] != lines(finished)[-1]
+
+
+def test_passing_over_ends_where_nothing_is_left(config, tmp_path, broken_at):
+    broken_at(*range(1, 100))
+    skipping = with_train(config, on_nonfinite="skip", steps=50)
+    with pytest.raises(InputError, match=f"nor from the {MOST_IN_A_ROW - 1} before"):
+        train(skipping, tmp_path, quiet())
+
+
+def test_spikes_are_reported(config, tmp_path):
+    said: list[str] = []
+    faults = Faults(prepare(config), tmp_path, said.append)
+    values = {"skipped": 0.0, "objective": 0.0, "grad_norm": 0.0}
+    for step in range(WINDOW):
+        faults.judge(step, {**values, "loss": 2.0 + 0.1 * math.sin(step)}, {})
+    assert not said
+    faults.judge(WINDOW, {**values, "loss": 4.0}, {})
+    faults.judge(WINDOW + 1, {**values, "loss": 2.0}, {})
+    assert len(said) == 1 and "loss 4.0000 is a spike" in said[0]
+
+
+# --- disks ------------------------------------------------------------------
+
+
+@pytest.fixture
+def full_disk(monkeypatch):
+    """The save of step 4 fails, as on a full disk."""
+    save = Checkpoints.save
+
+    def fails(self, step, *rest):
+        if step == 4:
+            raise OSError(errno.ENOSPC, "No space left on device", str(self.folder))
+        return save(self, step, *rest)
+
+    monkeypatch.setattr(Checkpoints, "save", fails)
+
+
+def test_what_cannot_be_saved_ends_the_run(config, tmp_path, full_disk, monkeypatch):
+    with pytest.raises(OSError, match="No space left"):
+        train(config, tmp_path, quiet())
+
+
+def test_or_training_goes_on(config, finished, tmp_path, full_disk):
+    console = quiet()
+    tolerant = with_train(config, on_save_error="continue")
+    assert train(tolerant, tmp_path, console).finished
+    assert "not saved (" in console.file.getvalue()
+    assert lines(tmp_path) == lines(finished)
+    for name in ("best", "last"):
+        one, other = (
+            load_prefix(folder / name, prepare(config).backbone)
+            for folder in (finished, tmp_path)
+        )
+        assert (one.keys == other.keys).all()
+
+
+def test_a_damaged_checkpoint_is_passed_over(config, finished, tmp_path, monkeypatch):
+    put_batch, number = train_module.put_batch, iter(range(100))
+
+    def crash(batch, mesh):
+        if next(number) == 5:
+            raise Crash
+        return put_batch(batch, mesh)
+
+    monkeypatch.setattr(train_module, "put_batch", crash)
+    with pytest.raises(Crash):
+        train(config, tmp_path, quiet())
+    newest = max(tmp_path.glob("checkpoints/[0-9]*"), key=lambda path: int(path.name))
+    (newest / "meta" / "metadata").write_text("{}")
+    console = quiet()
+    assert train(config, tmp_path, console).finished
+    assert f"warning: the checkpoint of step {newest.name}" in console.file.getvalue()
+    assert lines(tmp_path) == lines(finished)
+
+
+# --- ends -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("number", "status"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_signal_saves_and_is_told_by_the_status(
+    config, tmp_path, monkeypatch, number, status
+):
+    put_batch, calls = train_module.put_batch, iter(range(100))
+
+    def interrupt(batch, mesh):
+        if next(calls) == 2:
+            os.kill(os.getpid(), getattr(signal, number))
+        return put_batch(batch, mesh)
+
+    monkeypatch.setattr(train_module, "put_batch", interrupt)
+    path = recipe(tmp_path / "recipe.py", config)
+    assert run_cli("train", path, "--workdir", str(tmp_path / "run")) == status
+    assert (tmp_path / "run" / "checkpoints" / "3").is_dir()
+
+
+HANGS = """
+import time
+from prefix_jax.config import TrainConfig
+from prefix_jax.runs.faults import Watchdog
+
+def hang_here():
+    time.sleep(60)
+
+with Watchdog(TrainConfig(watchdog=1)) as watchdog:
+    for _ in range(3):
+        time.sleep(0.6)
+        watchdog.feed()
+    print("fed", flush=True)
+    hang_here()
+"""
+
+
+def test_a_process_that_hangs_shows_where_and_ends():
+    ended = subprocess.run(
+        [sys.executable, "-c", HANGS],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=50,
+    )
+    assert ended.returncode == 1 and ended.stdout == "fed\n"
+    assert "Timeout" in ended.stderr and "in hang_here" in ended.stderr
