@@ -113,7 +113,7 @@ def test_the_network_of_the_paper_is_folded(tmp_path, backbone, place, ending):
     for source in (file, tmp_path):
         found = import_prefix(source, backbone)
         # Numbers up to 4, rounded once or twice: neighbours are 2.4e-7 apart there.
-    np.testing.assert_allclose(tensor_of(found), expected, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(tensor_of(found), expected, rtol=0, atol=1e-6)
 
 
 def test_adapterhub_flat(tmp_path, backbone, kv):

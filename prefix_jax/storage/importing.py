@@ -26,7 +26,7 @@ from prefix_jax.model.kv import KV
 from prefix_jax.model.prefix_kinds import EmbeddingPrefix
 from prefix_jax.model.prefix_start import embedding_scale
 from prefix_jax.model.tensor_files import FLOATS, Stored, open_tensors, read_json
-from prefix_jax.storage.metadata import OWN_TENSORS
+from prefix_jax.storage.metadata import OWN_TENSORS, PEFT_CONFIG
 from prefix_jax.storage.peft_layout import (
     PEFT_TYPES,
     TENSOR,
@@ -35,7 +35,6 @@ from prefix_jax.storage.peft_layout import (
     from_tensor,
 )
 
-CONFIG = "adapter_config.json"
 STEMS = ("adapter_model", "pytorch_adapter", "model", "pytorch_model")
 """Names that weight files have: PEFT's, AdapterHub's, and a plain checkpoint's."""
 
@@ -85,7 +84,7 @@ def find_prefix(source: Path | str, backbone: GPT2) -> Found:
         )
     tensors = open_tensors(source, STEMS)
     # A file that is given by itself is still what the description beside it says.
-    place = folder / CONFIG
+    place = folder / PEFT_CONFIG
     config = read_json(place) if place.is_file() else {}
     kind = config.get("peft_type")
     if kind is not None and kind not in PEFT_TYPES.values():
