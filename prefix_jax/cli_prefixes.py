@@ -75,7 +75,8 @@ class Import:
     """Store a prefix that others trained as one of ours.
 
     Read are PEFT's prefix and prompt tuning, AdapterHub's prefix tuning, and the
-    tensors of Li & Liang's code; from .bin files numbers only. For example:
+    tensors of Li & Liang's code; from .bin files numbers only. With AdapterHub's, text
+    counts its positions from 0, so they cannot be exported to PEFT. For example:
 
     prefix-jax import peft_folder --out my_prefix
 
@@ -242,6 +243,8 @@ def import_(arguments: list[str]) -> int:
         f"backbone {done.backbone} (fingerprint {done.fingerprint})\n"
         f"stored in {done.folder}"
     )
+    for note in done.notes:
+        print(f"note: {note}")
     return 0
 
 

@@ -14,8 +14,8 @@ from prefix_jax.errors import InputError
 from prefix_jax.model.gpt2 import GPT2
 from prefix_jax.model.prefix import init_prefix
 from prefix_jax.prefix_config import PrefixConfig
-from prefix_jax.storage.artifact import save_prefix
-from prefix_jax.storage.importing import import_prefix
+from prefix_jax.storage.artifact import load_prefix, save_prefix
+from prefix_jax.storage.importing import find_prefix, import_prefix
 
 LENGTH, HIDDEN = 5, 16
 TEXT = np.array([[7, 8, 9, 10], [3, 1, 4, 1]])
@@ -116,12 +116,54 @@ def test_the_network_of_the_paper_is_folded(tmp_path, backbone, place, ending):
         np.testing.assert_allclose(tensor_of(found), expected, rtol=0, atol=1e-6)
 
 
-def test_adapterhub_flat(tmp_path, backbone, kv):
-    name = "prefix_tuning.prefix_tunings.mine.prefix.control_trans"
-    save_file({name: tensor_of(kv).reshape(-1)}, tmp_path / "model.safetensors")
-    found = import_prefix(tmp_path, backbone)
-    np.testing.assert_array_equal(found.keys, kv.keys)
-    np.testing.assert_array_equal(found.values, kv.values)
+HUB = "transformer.prefix_tuning.prefix_tunings.mine.self_prefix."
+
+
+@pytest.mark.parametrize(
+    ("place", "mode"), [("", "shifted"), (HUB, "unshifted")], ids=["li", "hub"]
+)
+@pytest.mark.parametrize("flat", [True, False])
+def test_adapterhub_alone_leaves_the_positions(
+    tmp_path, backbone, kv, place, mode, flat
+):
+    """Li & Liang hand theirs over as past_key_values, which move the positions."""
+    tensors = network(backbone)
+    if flat:
+        tensors = {"control_trans": tensor_of(kv).reshape(-1)}
+    tensors = {f"{place}{name}": x for name, x in tensors.items()}
+    save_file(tensors, tmp_path / "model.safetensors")
+    found = find_prefix(tmp_path, backbone)
+    assert found.prefix.position_mode == mode
+    assert ("PEFT" in " ".join(found.notes)) == (mode == "unshifted")
+    if flat:
+        np.testing.assert_array_equal(found.prefix.keys, kv.keys)
+        np.testing.assert_array_equal(found.prefix.values, kv.values)
+        assert "960 numbers are read as 5 positions of 192" in found.notes[0]
+    save_prefix(tmp_path / "ours", found.prefix, backbone=backbone)
+    assert load_prefix(tmp_path / "ours", backbone).position_mode == mode
+
+
+def test_a_cache_of_words_keeps_its_axes(tmp_path, backbone, kv):
+    """Li & Liang's init_shallow_word: layer and key or value, row, head, position."""
+    layers, _, length, heads, width = kv.keys.shape
+    cache = np.empty((2 * layers, 1, heads, length, width), np.float32)
+    for layer, head, position in np.ndindex(layers, heads, length):
+        cache[2 * layer, 0, head, position] = kv.keys[layer, 0, position, head]
+        cache[2 * layer + 1, 0, head, position] = kv.values[layer, 0, position, head]
+    save_file({"control_trans": cache}, tmp_path / "model.safetensors")
+    found = find_prefix(tmp_path, backbone)
+    np.testing.assert_array_equal(found.prefix.keys, kv.keys)
+    np.testing.assert_array_equal(found.prefix.values, kv.values)
+    assert found.prefix.position_mode == "shifted" and not found.notes
+
+
+def test_adapterhub_says_its_length(tmp_path, backbone, kv):
+    flat = {f"{HUB}control_trans": tensor_of(kv).reshape(-1)}
+    save_file(flat, tmp_path / "pytorch_adapter.safetensors")
+    said = {"prefix_length": LENGTH, "leave_out": [], "flat": True}
+    config(tmp_path, config=said, hidden_size=32, model_type="gpt2")
+    found = find_prefix(tmp_path, backbone)
+    assert found.length == LENGTH and len(found.notes) == 1
 
 
 @pytest.mark.parametrize("described", [True, False])
@@ -207,6 +249,39 @@ def narrow(folder, backbone):
     save_file({"a.control_trans": flat}, folder / "model.safetensors")
 
 
+def table(folder, backbone):
+    both = np.ones((LENGTH, columns(backbone)), np.float32)
+    save_file({"control_trans": both}, folder / "model.safetensors")
+
+
+def cache_of_two(folder, backbone):
+    both = np.ones((6, 2, 4, LENGTH, 8), np.float32)
+    save_file({"control_trans": both}, folder / "model.safetensors")
+
+
+def hub(folder, backbone, prefix=(), **described):
+    """AdapterHub's flat prefix and its description."""
+    flat = np.ones(LENGTH * columns(backbone), np.float32)
+    save_file({f"{HUB}control_trans": flat}, folder / "pytorch_adapter.safetensors")
+    config(folder, config={"prefix_length": LENGTH, **dict(prefix)}, **described)
+
+
+def longer(folder, backbone):
+    hub(folder, backbone, {"prefix_length": 10})
+
+
+def without_layers(folder, backbone):
+    hub(folder, backbone, {"leave_out": [0, 1]})
+
+
+def wider(folder, backbone):
+    hub(folder, backbone, hidden_size=64)
+
+
+def of_bert(folder, backbone):
+    hub(folder, backbone, hidden_size=32, model_type="bert")
+
+
 def low_rank(folder, backbone):
     save_file({"a.lora_A": np.ones((2, 2), np.float32)}, folder / "model.safetensors")
     config(folder, peft_type="LORA")
@@ -240,7 +315,13 @@ def nothing(folder, backbone):
         (deeper, "not the paper's .* control_trans.4"),
         (incomplete, "lacks control_trans.2.bias"),
         (misshapen, "do not fit together"),
-        (narrow, "are not positions of 192"),
+        (narrow, r"shape \[190\]; for P positions .* needs \[P\*192\] or \[6, 1, 4, P"),
+        (table, r"shape \[5, 192\]; for P positions"),
+        (cache_of_two, r"shape \[6, 2, 4, 5, 8\]; for P positions"),
+        (longer, "5 positions, but .* says prefix_length 10"),
+        (without_layers, r"leave_out is \[0, 1\], so these layers have no prefix"),
+        (wider, "another backbone: hidden_size 64 there, 32 here"),
+        (of_bert, "another backbone: model_type 'bert' there, 'gpt2' here"),
         (low_rank, "peft_type is 'LORA'"),
         (of_another_length, "3 positions, but .* says num_virtual_tokens 4"),
         (beyond_f32, "576 of 576 numbers in .* are NaN or infinite"),

@@ -37,6 +37,8 @@ class Imported:
     backbone: str
     fingerprint: str
     folder: Path
+    notes: tuple[str, ...]
+    """What was assumed, and what cannot be done with it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +103,9 @@ def import_(
         base_model_name=name,
         backbone_fingerprint=digest,
     )
-    return Imported(found.kind, found.length, found.numbers, name, digest, out)
+    return Imported(
+        found.kind, found.length, found.numbers, name, digest, out, found.notes
+    )
 
 
 def export(
