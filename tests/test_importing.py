@@ -157,6 +157,16 @@ def test_a_cache_of_words_keeps_its_axes(tmp_path, backbone, kv):
     assert found.prefix.position_mode == "shifted" and not found.notes
 
 
+def test_what_only_training_needs_is_no_part_of_it(tmp_path, backbone):
+    tensors = network(backbone)
+    moments = {f"optimizer.{n}.exp_avg": x for n, x in tensors.items() if "wte" in n}
+    save_file(tensors | moments, tmp_path / "model.safetensors")
+    save_file(tensors, tmp_path / "alone.safetensors")
+    found = import_prefix(tmp_path, backbone)
+    alone = import_prefix(tmp_path / "alone.safetensors", backbone)
+    np.testing.assert_array_equal(found.keys, alone.keys)
+
+
 def test_adapterhub_says_its_length(tmp_path, backbone, kv):
     flat = {f"{HUB}control_trans": tensor_of(kv).reshape(-1)}
     save_file(flat, tmp_path / "pytorch_adapter.safetensors")
@@ -230,6 +240,36 @@ def relu(folder, backbone):
 def deeper(folder, backbone):
     more = {"control_trans.4.weight": np.ones((2, 2), np.float32)}
     save_file(network(backbone) | more, folder / "model.safetensors")
+
+
+def infix(folder, backbone):
+    tensors = network(backbone)
+    tensors["wte2.weight"] = tensors["wte.weight"]
+    save_file(tensors, folder / "model.safetensors")
+
+
+def with_bottlenecks(folder, backbone):
+    """AdapterHub's MAM: a prefix, and adapters beside it."""
+    tensors = {f"{HUB}{name}": x for name, x in network(backbone).items()}
+    down = "transformer.h.0.output_adapters.adapters.mine.adapter_down.weight"
+    tensors[down] = np.ones((2, 32), np.float32)
+    save_file(tensors, folder / "pytorch_adapter.safetensors")
+
+
+def with_a_head(folder, backbone):
+    tensors = {
+        "prompt_embeddings": np.ones((3, columns(backbone)), np.float32),
+        "base_model.score.weight": np.ones((2, 32), np.float32),
+    }
+    save_file(tensors, folder / "adapter_model.safetensors")
+    config(folder, peft_type="PREFIX_TUNING", task_type="SEQ_CLS")
+
+
+def with_weights(folder, backbone):
+    """Of a backbone that may have been trained, too."""
+    tensors = {"control_trans": np.ones(columns(backbone), np.float32)}
+    tensors["h.0.ln_1.bias"] = np.ones(32, np.float32)
+    save_file(tensors, folder / "model.safetensors")
 
 
 def incomplete(folder, backbone):
@@ -313,6 +353,10 @@ def nothing(folder, backbone):
         (of_an_encoder, "holds 2 prefixes"),
         (relu, "not the paper's .* relu"),
         (deeper, "not the paper's .* control_trans.4"),
+        (infix, r"wte2.weight \[5, 32\] is no part of a prefix, but an infix"),
+        (with_bottlenecks, "adapter_down.weight .* but bottleneck adapters"),
+        (with_a_head, r"base_model.score.weight \[2, 32\] .* a classification head"),
+        (with_weights, "h.0.ln_1.bias .* something else that was trained"),
         (incomplete, "lacks control_trans.2.bias"),
         (misshapen, "do not fit together"),
         (narrow, r"shape \[190\]; for P positions .* needs \[P\*192\] or \[6, 1, 4, P"),

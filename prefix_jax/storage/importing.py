@@ -48,6 +48,17 @@ _INNER, _OUTER = f"{_CONTROL}.0", f"{_CONTROL}.2"
 _ADAPTER_HUB = "prefix_tunings."
 """Part of the name of every tensor of a prefix that AdapterHub wrote."""
 
+_TRAINING = ("optimizer", "optimizers", "scheduler", "lr_scheduler", "scaler")
+"""First part of the names of what only its training needs."""
+_OTHERS = {
+    "wte2": "an infix, whose keys and values are made anew for each source",
+    "score.": "a classification head, which reads the text with the prefix",
+    "adapters.": "bottleneck adapters, which were trained to work with the prefix",
+    "loras.": "LoRA, which was trained to work with the prefix",
+    "lora_": "LoRA, which was trained to work with the prefix",
+}
+"""Part of the names of what goes with a prefix and cannot be had without it."""
+
 
 class Found(NamedTuple):
     """A prefix of others, and what it was."""
@@ -137,6 +148,19 @@ class _Given(NamedTuple):
             )
         return stored.read_f32()
 
+    def check_alone(self, *names: str) -> None:
+        """InputError where there are more tensors than these, other than training's."""
+        for name, stored in self.tensors.items():
+            if name in names or name.partition(".")[0] in _TRAINING:
+                continue
+            whose = [what for part, what in _OTHERS.items() if part in name]
+            raise InputError(
+                f"{self.source}: {name} {list(stored.shape)} is no part of a prefix, "
+                f"but {whose[0] if whose else 'of something else that was trained'}; "
+                "read alone the prefix would do something else, so it is refused. "
+                "Give a file of the prefix alone if it was trained without this"
+            )
+
     def check_length(self, field: str, said: object, length: int) -> None:
         """InputError unless the description says nothing or so many positions."""
         if said not in (None, length):
@@ -149,6 +173,7 @@ class _Given(NamedTuple):
 
 def _from_peft(given: _Given, kind: str | None, backbone: GPT2) -> Found:
     config, source = backbone.config, given.source
+    given.check_alone(TENSOR)
     tensor = given.read(TENSOR)
     if tensor.ndim:
         said = given.described.get("num_virtual_tokens")
@@ -223,6 +248,7 @@ def _kv(
 
 def _flat(given: _Given, name: str, config: GPT2Config) -> Float[np.ndarray, "P C"]:
     """What was trained without a network; as a cache's keys and values, or in a row."""
+    given.check_alone(name)
     tensor = given.read(name)
     columns = config.n_layer * 2 * config.n_embd
     cache = config.n_layer * 2, 1, config.n_head, config.head_width
@@ -255,6 +281,7 @@ def _fold(given: _Given, group: str, said: dict) -> Float[np.ndarray, "P C"]:
     missing = [name for name in names if name not in tensors]
     if missing:
         raise InputError(f"{source} lacks {', '.join(missing)}")
+    given.check_alone(*names)
     embedding, w1, b1, w2, b2 = (given.read(name).astype(np.float64) for name in names)
     try:
         folded = np.tanh(embedding @ w1.T + b1) @ w2.T + b2
