@@ -51,8 +51,14 @@ def tensor_of(kv):
     return np.ascontiguousarray(both.transpose(2, 0, 1, 3, 4)).reshape(LENGTH, -1)
 
 
+def save_as_peft(folder, kv, backbone):
+    """Our files, of which PEFT would write these."""
+    save_prefix(folder, kv, backbone=backbone)
+    (folder / "prefix_jax.json").unlink()
+
+
 def test_our_own_prefix_comes_back(tmp_path, backbone, kv):
-    save_prefix(tmp_path / "p", kv, backbone=backbone)
+    save_as_peft(tmp_path / "p", kv, backbone)
     again = import_prefix(tmp_path / "p", backbone)
     np.testing.assert_array_equal(again.keys, kv.keys)
     np.testing.assert_array_equal(again.values, kv.values)
@@ -61,7 +67,7 @@ def test_our_own_prefix_comes_back(tmp_path, backbone, kv):
 @pytest.mark.parametrize("part", ["folder", "file"])
 def test_another_backbone_of_as_many_columns_is_refused(tmp_path, backbone, kv, part):
     """6 layers of width 16 would have the columns of 3 of width 32."""
-    save_prefix(tmp_path / "p", kv, backbone=backbone)
+    save_as_peft(tmp_path / "p", kv, backbone)
     config = dataclasses.replace(backbone.config, n_layer=6, n_embd=16, n_head=2)
     other = GPT2(config, key=jax.random.key(0))
     assert columns(other) == columns(backbone)
@@ -392,11 +398,13 @@ def test_a_file_of_anything_is_refused(tmp_path, backbone, text):
         import_prefix(tmp_path / "prefix.bin", backbone)
 
 
-@pytest.mark.parametrize("name", ["", "prefix_jax.safetensors"])
-def test_what_peft_cannot_say_is_not_read_as_if_it_could(backbone, tmp_path, name):
-    """Its file has PEFT's tensor, but not PEFT's meaning."""
-    config = PrefixConfig(init="random", length=3, position_mode="unshifted")
+@pytest.mark.parametrize("mode", ["shifted", "unshifted"])
+@pytest.mark.parametrize("part", ["folder", "file"])
+def test_what_we_stored_is_for_load_prefix(backbone, tmp_path, mode, part):
+    """It knows its backbone's weights, and what PEFT's tensor cannot say."""
+    config = PrefixConfig(init="random", length=3, position_mode=mode)
     prefix = init_prefix(backbone, config, key=jax.random.key(1))
     save_prefix(tmp_path, prefix(), backbone=backbone)
-    with pytest.raises(InputError, match="needs no import"):
-        import_prefix(tmp_path / name, backbone)
+    [file] = tmp_path.glob("*.safetensors")
+    with pytest.raises(InputError, match="needs no import: load_prefix reads"):
+        import_prefix(tmp_path if part == "folder" else file, backbone)

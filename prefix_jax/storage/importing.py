@@ -31,7 +31,12 @@ from prefix_jax.model.prefix_kinds import EmbeddingPrefix
 from prefix_jax.model.prefix_start import embedding_scale
 from prefix_jax.model.tensor_files import FLOATS, Stored, open_tensors, read_json
 from prefix_jax.prefix_config import PositionMode
-from prefix_jax.storage.metadata import OWN_TENSORS, PEFT_CONFIG
+from prefix_jax.storage.metadata import (
+    OWN_CONFIG,
+    OWN_TENSORS,
+    PEFT_CONFIG,
+    PEFT_TENSORS,
+)
 from prefix_jax.storage.peft_layout import (
     PEFT_TYPES,
     TENSOR,
@@ -89,7 +94,8 @@ def import_prefix(source: Path | str, backbone: GPT2) -> KV:
 
     Of AdapterHub's the `position_mode` is "unshifted", which PEFT cannot represent.
     Raises InputError, with the reason, for what is not a prefix of this backbone or
-    cannot be one here: gates, cross-attention, a network that is not the paper's.
+    cannot be one here (gates, cross-attention, a network that is not the paper's), and
+    for what this library stored, which `load_prefix` reads.
     """
     prefix = find_prefix(source, backbone).prefix
     return prefix if isinstance(prefix, KV) else prefix.fold(backbone)
@@ -99,10 +105,12 @@ def find_prefix(source: Path | str, backbone: GPT2) -> Found:
     """As `import_prefix`, with the kind of prefix that was found."""
     source = Path(source)
     folder = source if source.is_dir() else source.parent
-    if source in (folder, folder / OWN_TENSORS) and (folder / OWN_TENSORS).is_file():
+    ours = any((folder / name).is_file() for name in (OWN_CONFIG, OWN_TENSORS))
+    if ours and (source == folder or source.name in (PEFT_TENSORS, OWN_TENSORS)):
         raise InputError(
             f"{source} holds a prefix as this library stores it, which needs no "
-            f"import; give the folder {folder} to what is to use it"
+            f"import: load_prefix reads the folder {folder}, and checks that the "
+            "backbone is its own"
         )
     # A file that is given by itself is still what the description beside it says.
     place = folder / PEFT_CONFIG
