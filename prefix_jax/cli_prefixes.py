@@ -115,8 +115,9 @@ class Export:
     overwrite: bool = False
     """Replace the prefix that is there."""
     base_model: str | None = None
-    """What PEFT calls the backbone: a name on the Hugging Face hub, or a folder. None:
-    the name it was trained with; none, if that is the bundled `tiny`."""
+    """What PEFT calls the backbone: a name on the Hugging Face hub, or a folder, which
+    must hold the same backbone. None: the name it was trained with; none, if that is
+    the bundled `tiny` or a folder that is gone."""
     with_backbone: Path | None = None
     """Also write the backbone to this folder, as transformers reads it; the adapter
     then names the folder, if there is no --base-model."""
@@ -264,7 +265,8 @@ def export(arguments: list[str]) -> int:
         print(f"backbone {done.backbone} in {done.backbone_folder}")
     print(f"{done.length} positions for PEFT in {done.folder}, with a card (README.md)")
     if done.base_model is not None:
-        print(f"base model {done.base_model}")
+        unsure = "" if done.checked else " (by its name alone: not checked)"
+        print(f"base model {done.base_model}{unsure}")
     else:
         print(
             f"base model: none, as PEFT cannot find {done.backbone or 'it'} by name; "
