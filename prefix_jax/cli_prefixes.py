@@ -140,6 +140,9 @@ class Shorten:
     """Folder for the shorter prefix."""
     overwrite: bool = False
     """Replace the prefix that is there."""
+    backbone: str | None = None
+    """Backbone's name or folder, if PEFT's files do not say its shape. None: the one
+    that they name."""
 
 
 def generate(arguments: list[str]) -> int:
@@ -282,7 +285,11 @@ def shorten(arguments: list[str]) -> int:
 
     with _writing(options.out):
         done = shorten(
-            options.folder, options.out, options.length, overwrite=options.overwrite
+            options.folder,
+            options.out,
+            options.length,
+            backbone=options.backbone,
+            overwrite=options.overwrite,
         )
     print(f"the first {done.length} positions are in {options.out}")
     trained = ((done.recipe or {}).get("prefix") or {}).get("nested") or ()

@@ -162,11 +162,16 @@ def export(
 
 
 def shorten(
-    folder: Path, out: Path, length: int, *, overwrite: bool = False
+    folder: Path,
+    out: Path,
+    length: int,
+    *,
+    backbone: str | None = None,
+    overwrite: bool = False,
 ) -> Metadata:
     """Store the first `length` positions of a prefix, or of a run's best, in `out`.
 
-    Raises InputError as `shorten_prefix`.
+    `backbone` and InputError as in `shorten_prefix`.
     """
     folder = prefix_folder(folder)
     if out.absolute() == folder.absolute():
@@ -174,7 +179,7 @@ def shorten(
             f"{out} is the prefix itself, which would be lost; give another folder"
         )
     _check_out(out, overwrite)
-    return shorten_prefix(folder, out, length)
+    return shorten_prefix(folder, out, length, backbone=backbone)
 
 
 def _check_out(out: Path, overwrite: bool) -> None:
