@@ -75,7 +75,8 @@ class Import:
     """Store a prefix that others trained as one of ours.
 
     Read are PEFT's prefix and prompt tuning, AdapterHub's prefix tuning, and the
-    tensors of Li & Liang's code; from .bin files numbers only. For example:
+    tensors of Li & Liang's code; from .bin files numbers only. With AdapterHub's, text
+    counts its positions from 0, so they cannot be exported to PEFT. For example:
 
     prefix-jax import peft_folder --out my_prefix
 
@@ -114,8 +115,9 @@ class Export:
     overwrite: bool = False
     """Replace the prefix that is there."""
     base_model: str | None = None
-    """What PEFT calls the backbone: a name on the Hugging Face hub, or a folder. None:
-    the name it was trained with; none, if that is the bundled `tiny`."""
+    """What PEFT calls the backbone: a name on the Hugging Face hub, or a folder, which
+    must hold the same backbone. None: the name it was trained with; none, if that is
+    the bundled `tiny` or a folder that is gone."""
     with_backbone: Path | None = None
     """Also write the backbone to this folder, as transformers reads it; the adapter
     then names the folder, if there is no --base-model."""
@@ -138,6 +140,9 @@ class Shorten:
     """Folder for the shorter prefix."""
     overwrite: bool = False
     """Replace the prefix that is there."""
+    backbone: str | None = None
+    """Backbone's name or folder, if PEFT's files do not say its shape. None: the one
+    that they name."""
 
 
 def generate(arguments: list[str]) -> int:
@@ -242,6 +247,8 @@ def import_(arguments: list[str]) -> int:
         f"backbone {done.backbone} (fingerprint {done.fingerprint})\n"
         f"stored in {done.folder}"
     )
+    for note in done.notes:
+        print(f"note: {note}")
     return 0
 
 
@@ -261,7 +268,8 @@ def export(arguments: list[str]) -> int:
         print(f"backbone {done.backbone} in {done.backbone_folder}")
     print(f"{done.length} positions for PEFT in {done.folder}, with a card (README.md)")
     if done.base_model is not None:
-        print(f"base model {done.base_model}")
+        unsure = "" if done.checked else " (by its name alone: not checked)"
+        print(f"base model {done.base_model}{unsure}")
     else:
         print(
             f"base model: none, as PEFT cannot find {done.backbone or 'it'} by name; "
@@ -277,7 +285,11 @@ def shorten(arguments: list[str]) -> int:
 
     with _writing(options.out):
         done = shorten(
-            options.folder, options.out, options.length, overwrite=options.overwrite
+            options.folder,
+            options.out,
+            options.length,
+            backbone=options.backbone,
+            overwrite=options.overwrite,
         )
     print(f"the first {done.length} positions are in {options.out}")
     trained = ((done.recipe or {}).get("prefix") or {}).get("nested") or ()

@@ -10,11 +10,14 @@ import yaml
 from rounding import LOGITS
 
 from prefix_jax.cli import main
+from prefix_jax.errors import InputError
+from prefix_jax.model.gpt2 import GPT2
 from prefix_jax.model.loading import load_backbone
 from prefix_jax.model.prefix import init_prefix
-from prefix_jax.model.weights import fingerprint
+from prefix_jax.model.weights import fingerprint, save_backbone
 from prefix_jax.prefix_config import PrefixConfig
 from prefix_jax.storage.artifact import load_prefix, save_prefix
+from prefix_jax.storage.exporting import export_prefix
 from prefix_jax.storage.metadata import read_metadata
 
 TENSORS, CONFIG, OWN = (
@@ -41,7 +44,7 @@ def stored(tmp_path, backbone, make, model_folder):
         make(),
         backbone=backbone,
         scores={"validation_loss": 1.25},
-        recipe={"prefix": {"kind": "mlp"}},
+        recipe={"prefix": {"kind": "mlp"}, "backbone": {"name": str(model_folder)}},
         task="table_to_text",
         base_model_name=str(model_folder),
     )
@@ -65,10 +68,15 @@ def read(path):
     return json.loads(path.read_text())
 
 
-def test_an_export_is_the_prefix_with_a_card(run, stored, tmp_path, backbone, make):
+def test_an_export_is_the_prefix_with_a_card(
+    run, stored, tmp_path, backbone, make, model_folder
+):
     out = tmp_path / "out"
     code, text = run("export", stored, "--out", out, "--base-model", "me/mine")
-    assert code == 0 and "me/mine" in text
+    assert code == 0 and "me/mine (by its name alone: not checked)" in text
+    for name in (CONFIG, OWN, "README.md"):
+        assert "me/mine" in (out / name).read_text()
+        assert str(model_folder) not in (out / name).read_text()
     names = {path.name for path in out.iterdir()}
     assert names == {TENSORS, CONFIG, OWN, "README.md"}
     assert (out / TENSORS).read_bytes() == (stored / "best" / TENSORS).read_bytes()
@@ -119,6 +127,41 @@ def test_peft_loads_an_export_and_its_backbone_by_name(run, stored, tmp_path, ba
     np.testing.assert_allclose(ours, expected, **LOGITS)
     again = ("--out", out, "--overwrite", "--with-backbone", model)
     assert run("export", stored, *again)[0] == 0
+
+
+def test_a_base_model_in_a_folder_is_the_same_backbone(
+    run, stored, tmp_path, backbone, small, model_folder, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(model_folder, "mine")
+    save_backbone(tmp_path / "small", small)
+    other = GPT2(backbone.config, key=jax.random.key(1))
+    save_backbone(tmp_path / "other", other)
+    (tmp_path / "empty").mkdir()
+    for name, message in (
+        ("small", "not the backbone that .* configuration differs"),
+        ("other", "not the backbone that .* weights differ"),
+        ("empty", "config.json is missing"),
+        ("tiny", "base model tiny is neither a name on the Hugging Face hub"),
+        ("no where", "base model no where is neither a name on the Hugging Face hub"),
+    ):
+        with pytest.raises(InputError, match=message):
+            export_prefix(stored / "best", "out", base_model=name)
+        assert not (tmp_path / "out").exists()
+    code, text = run("export", stored, "--out", "out", "--base-model", "mine")
+    assert code == 0 and "not checked" not in text
+    path = str((tmp_path / "mine").resolve())
+    assert read(tmp_path / "out" / CONFIG)["base_model_name_or_path"] == path
+    assert read_metadata("out").backbone_name == path
+
+
+def test_a_backbone_that_is_gone_is_not_named(run, stored, tmp_path):
+    record = read(stored / "best" / OWN)
+    record["backbone"]["name"] = str(tmp_path / "gone")
+    (stored / "best" / OWN).write_text(json.dumps(record))
+    code, text = run("export", stored, "--out", tmp_path / "out")
+    assert code == 0 and "base model: none" in text
+    assert read(tmp_path / "out" / CONFIG)["base_model_name_or_path"] is None
 
 
 def test_the_bundled_backbone_is_no_name_for_peft(run, stored, tmp_path):

@@ -1,5 +1,7 @@
 """What can be asked of decoding: seeds, stop strings, streams; and what cannot."""
 
+import copy
+
 import numpy as np
 import pytest
 from prompts import METHODS, NEW, PROMPTS, decode, make_prefix
@@ -71,6 +73,18 @@ def test_seeds_that_cannot_be_used(backbone, tokenizer, seeds, settings, message
     settings = decode(DecodeConfig(**settings))
     with pytest.raises(InputError, match=message):
         generate(backbone, tokenizer, PROMPTS, seeds=seeds, decode=settings)
+
+
+def test_an_end_token_that_the_backbone_lacks_is_said_to_be_the_tokenizers(
+    backbone, tokenizer
+):
+    other = copy.deepcopy(tokenizer)
+    other.add_special_tokens({"eos_token": "<end>"})
+    with pytest.raises(InputError, match=r"the tokenizer ends .* '<end>', token 300"):
+        generate(backbone, other, PROMPTS, decode=decode(DecodeConfig()))
+    settings = decode(DecodeConfig(), end_tokens=(300,))
+    with pytest.raises(InputError, match=r"decode\.end_tokens has 300"):
+        generate(backbone, tokenizer, PROMPTS, decode=settings)
 
 
 def test_a_stop_string_ends_a_text_before_it(backbone, tokenizer):

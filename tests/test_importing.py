@@ -14,8 +14,8 @@ from prefix_jax.errors import InputError
 from prefix_jax.model.gpt2 import GPT2
 from prefix_jax.model.prefix import init_prefix
 from prefix_jax.prefix_config import PrefixConfig
-from prefix_jax.storage.artifact import save_prefix
-from prefix_jax.storage.importing import import_prefix
+from prefix_jax.storage.artifact import load_prefix, save_prefix
+from prefix_jax.storage.importing import find_prefix, import_prefix
 
 LENGTH, HIDDEN = 5, 16
 TEXT = np.array([[7, 8, 9, 10], [3, 1, 4, 1]])
@@ -51,8 +51,14 @@ def tensor_of(kv):
     return np.ascontiguousarray(both.transpose(2, 0, 1, 3, 4)).reshape(LENGTH, -1)
 
 
+def save_as_peft(folder, kv, backbone):
+    """Our files, of which PEFT would write these."""
+    save_prefix(folder, kv, backbone=backbone)
+    (folder / "prefix_jax.json").unlink()
+
+
 def test_our_own_prefix_comes_back(tmp_path, backbone, kv):
-    save_prefix(tmp_path / "p", kv, backbone=backbone)
+    save_as_peft(tmp_path / "p", kv, backbone)
     again = import_prefix(tmp_path / "p", backbone)
     np.testing.assert_array_equal(again.keys, kv.keys)
     np.testing.assert_array_equal(again.values, kv.values)
@@ -61,7 +67,7 @@ def test_our_own_prefix_comes_back(tmp_path, backbone, kv):
 @pytest.mark.parametrize("part", ["folder", "file"])
 def test_another_backbone_of_as_many_columns_is_refused(tmp_path, backbone, kv, part):
     """6 layers of width 16 would have the columns of 3 of width 32."""
-    save_prefix(tmp_path / "p", kv, backbone=backbone)
+    save_as_peft(tmp_path / "p", kv, backbone)
     config = dataclasses.replace(backbone.config, n_layer=6, n_embd=16, n_head=2)
     other = GPT2(config, key=jax.random.key(0))
     assert columns(other) == columns(backbone)
@@ -113,15 +119,67 @@ def test_the_network_of_the_paper_is_folded(tmp_path, backbone, place, ending):
     for source in (file, tmp_path):
         found = import_prefix(source, backbone)
         # Numbers up to 4, rounded once or twice: neighbours are 2.4e-7 apart there.
-    np.testing.assert_allclose(tensor_of(found), expected, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(tensor_of(found), expected, rtol=0, atol=1e-6)
 
 
-def test_adapterhub_flat(tmp_path, backbone, kv):
-    name = "prefix_tuning.prefix_tunings.mine.prefix.control_trans"
-    save_file({name: tensor_of(kv).reshape(-1)}, tmp_path / "model.safetensors")
+HUB = "transformer.prefix_tuning.prefix_tunings.mine.self_prefix."
+
+
+@pytest.mark.parametrize(
+    ("place", "mode"), [("", "shifted"), (HUB, "unshifted")], ids=["li", "hub"]
+)
+@pytest.mark.parametrize("flat", [True, False])
+def test_adapterhub_alone_leaves_the_positions(
+    tmp_path, backbone, kv, place, mode, flat
+):
+    """Li & Liang hand theirs over as past_key_values, which move the positions."""
+    tensors = network(backbone)
+    if flat:
+        tensors = {"control_trans": tensor_of(kv).reshape(-1)}
+    tensors = {f"{place}{name}": x for name, x in tensors.items()}
+    save_file(tensors, tmp_path / "model.safetensors")
+    found = find_prefix(tmp_path, backbone)
+    assert found.prefix.position_mode == mode
+    assert ("PEFT" in " ".join(found.notes)) == (mode == "unshifted")
+    if flat:
+        np.testing.assert_array_equal(found.prefix.keys, kv.keys)
+        np.testing.assert_array_equal(found.prefix.values, kv.values)
+        assert "960 numbers are read as 5 positions of 192" in found.notes[0]
+    save_prefix(tmp_path / "ours", found.prefix, backbone=backbone)
+    assert load_prefix(tmp_path / "ours", backbone).position_mode == mode
+
+
+def test_a_cache_of_words_keeps_its_axes(tmp_path, backbone, kv):
+    """Li & Liang's init_shallow_word: layer and key or value, row, head, position."""
+    layers, _, length, heads, width = kv.keys.shape
+    cache = np.empty((2 * layers, 1, heads, length, width), np.float32)
+    for layer, head, position in np.ndindex(layers, heads, length):
+        cache[2 * layer, 0, head, position] = kv.keys[layer, 0, position, head]
+        cache[2 * layer + 1, 0, head, position] = kv.values[layer, 0, position, head]
+    save_file({"control_trans": cache}, tmp_path / "model.safetensors")
+    found = find_prefix(tmp_path, backbone)
+    np.testing.assert_array_equal(found.prefix.keys, kv.keys)
+    np.testing.assert_array_equal(found.prefix.values, kv.values)
+    assert found.prefix.position_mode == "shifted" and not found.notes
+
+
+def test_what_only_training_needs_is_no_part_of_it(tmp_path, backbone):
+    tensors = network(backbone)
+    moments = {f"optimizer.{n}.exp_avg": x for n, x in tensors.items() if "wte" in n}
+    save_file(tensors | moments, tmp_path / "model.safetensors")
+    save_file(tensors, tmp_path / "alone.safetensors")
     found = import_prefix(tmp_path, backbone)
-    np.testing.assert_array_equal(found.keys, kv.keys)
-    np.testing.assert_array_equal(found.values, kv.values)
+    alone = import_prefix(tmp_path / "alone.safetensors", backbone)
+    np.testing.assert_array_equal(found.keys, alone.keys)
+
+
+def test_adapterhub_says_its_length(tmp_path, backbone, kv):
+    flat = {f"{HUB}control_trans": tensor_of(kv).reshape(-1)}
+    save_file(flat, tmp_path / "pytorch_adapter.safetensors")
+    said = {"prefix_length": LENGTH, "leave_out": [], "flat": True}
+    config(tmp_path, config=said, hidden_size=32, model_type="gpt2")
+    found = find_prefix(tmp_path, backbone)
+    assert found.length == LENGTH and len(found.notes) == 1
 
 
 @pytest.mark.parametrize("described", [True, False])
@@ -190,6 +248,36 @@ def deeper(folder, backbone):
     save_file(network(backbone) | more, folder / "model.safetensors")
 
 
+def infix(folder, backbone):
+    tensors = network(backbone)
+    tensors["wte2.weight"] = tensors["wte.weight"]
+    save_file(tensors, folder / "model.safetensors")
+
+
+def with_bottlenecks(folder, backbone):
+    """AdapterHub's MAM: a prefix, and adapters beside it."""
+    tensors = {f"{HUB}{name}": x for name, x in network(backbone).items()}
+    down = "transformer.h.0.output_adapters.adapters.mine.adapter_down.weight"
+    tensors[down] = np.ones((2, 32), np.float32)
+    save_file(tensors, folder / "pytorch_adapter.safetensors")
+
+
+def with_a_head(folder, backbone):
+    tensors = {
+        "prompt_embeddings": np.ones((3, columns(backbone)), np.float32),
+        "base_model.score.weight": np.ones((2, 32), np.float32),
+    }
+    save_file(tensors, folder / "adapter_model.safetensors")
+    config(folder, peft_type="PREFIX_TUNING", task_type="SEQ_CLS")
+
+
+def with_weights(folder, backbone):
+    """Of a backbone that may have been trained, too."""
+    tensors = {"control_trans": np.ones(columns(backbone), np.float32)}
+    tensors["h.0.ln_1.bias"] = np.ones(32, np.float32)
+    save_file(tensors, folder / "model.safetensors")
+
+
 def incomplete(folder, backbone):
     tensors = network(backbone)
     del tensors["control_trans.2.bias"]
@@ -205,6 +293,39 @@ def misshapen(folder, backbone):
 def narrow(folder, backbone):
     flat = np.ones(columns(backbone) - 2, np.float32)
     save_file({"a.control_trans": flat}, folder / "model.safetensors")
+
+
+def table(folder, backbone):
+    both = np.ones((LENGTH, columns(backbone)), np.float32)
+    save_file({"control_trans": both}, folder / "model.safetensors")
+
+
+def cache_of_two(folder, backbone):
+    both = np.ones((6, 2, 4, LENGTH, 8), np.float32)
+    save_file({"control_trans": both}, folder / "model.safetensors")
+
+
+def hub(folder, backbone, prefix=(), **described):
+    """AdapterHub's flat prefix and its description."""
+    flat = np.ones(LENGTH * columns(backbone), np.float32)
+    save_file({f"{HUB}control_trans": flat}, folder / "pytorch_adapter.safetensors")
+    config(folder, config={"prefix_length": LENGTH, **dict(prefix)}, **described)
+
+
+def longer(folder, backbone):
+    hub(folder, backbone, {"prefix_length": 10})
+
+
+def without_layers(folder, backbone):
+    hub(folder, backbone, {"leave_out": [0, 1]})
+
+
+def wider(folder, backbone):
+    hub(folder, backbone, hidden_size=64)
+
+
+def of_bert(folder, backbone):
+    hub(folder, backbone, hidden_size=32, model_type="bert")
 
 
 def low_rank(folder, backbone):
@@ -238,9 +359,19 @@ def nothing(folder, backbone):
         (of_an_encoder, "holds 2 prefixes"),
         (relu, "not the paper's .* relu"),
         (deeper, "not the paper's .* control_trans.4"),
+        (infix, r"wte2.weight \[5, 32\] is no part of a prefix, but an infix"),
+        (with_bottlenecks, "adapter_down.weight .* but bottleneck adapters"),
+        (with_a_head, r"base_model.score.weight \[2, 32\] .* a classification head"),
+        (with_weights, "h.0.ln_1.bias .* something else that was trained"),
         (incomplete, "lacks control_trans.2.bias"),
         (misshapen, "do not fit together"),
-        (narrow, "are not positions of 192"),
+        (narrow, r"shape \[190\]; for P positions .* needs \[P\*192\] or \[6, 1, 4, P"),
+        (table, r"shape \[5, 192\]; for P positions"),
+        (cache_of_two, r"shape \[6, 2, 4, 5, 8\]; for P positions"),
+        (longer, "5 positions, but .* says prefix_length 10"),
+        (without_layers, r"leave_out is \[0, 1\], so these layers have no prefix"),
+        (wider, "another backbone: hidden_size 64 there, 32 here"),
+        (of_bert, "another backbone: model_type 'bert' there, 'gpt2' here"),
         (low_rank, "peft_type is 'LORA'"),
         (of_another_length, "3 positions, but .* says num_virtual_tokens 4"),
         (beyond_f32, "576 of 576 numbers in .* are NaN or infinite"),
@@ -267,11 +398,13 @@ def test_a_file_of_anything_is_refused(tmp_path, backbone, text):
         import_prefix(tmp_path / "prefix.bin", backbone)
 
 
-@pytest.mark.parametrize("name", ["", "prefix_jax.safetensors"])
-def test_what_peft_cannot_say_is_not_read_as_if_it_could(backbone, tmp_path, name):
-    """Its file has PEFT's tensor, but not PEFT's meaning."""
-    config = PrefixConfig(init="random", length=3, position_mode="unshifted")
+@pytest.mark.parametrize("mode", ["shifted", "unshifted"])
+@pytest.mark.parametrize("part", ["folder", "file"])
+def test_what_we_stored_is_for_load_prefix(backbone, tmp_path, mode, part):
+    """It knows its backbone's weights, and what PEFT's tensor cannot say."""
+    config = PrefixConfig(init="random", length=3, position_mode=mode)
     prefix = init_prefix(backbone, config, key=jax.random.key(1))
     save_prefix(tmp_path, prefix(), backbone=backbone)
-    with pytest.raises(InputError, match="needs no import"):
-        import_prefix(tmp_path / name, backbone)
+    [file] = tmp_path.glob("*.safetensors")
+    with pytest.raises(InputError, match="needs no import: load_prefix reads"):
+        import_prefix(tmp_path if part == "folder" else file, backbone)

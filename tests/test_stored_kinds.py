@@ -135,7 +135,10 @@ def test_embeddings_are_those_of_prompt_tuning(tmp_path, backbone, model_folder)
     stored = load_file(ours / TENSORS)["prompt_embeddings"]
     np.testing.assert_array_equal(stored, prefix.embeddings())
     np.testing.assert_array_equal(load_embeddings(ours, backbone), stored)
+    record = (ours / OWN).read_text()
+    (ours / OWN).unlink()  # now it might be PEFT's own
     found = find_prefix(ours, backbone)
+    (ours / OWN).write_text(record)
     np.testing.assert_array_equal(found.prefix.embeddings(), stored)
     assert (found.length, found.numbers) == (LENGTH, LENGTH * 32)
 
@@ -203,6 +206,42 @@ def test_a_description_that_cannot_be_is_refused(tmp_path, backbone, changes, me
     (folder / OWN).write_text(json.dumps(record | changes))
     with pytest.raises(InputError, match=message):
         load_prefix(folder, backbone)
+
+
+def test_what_peft_leaves_out_the_backbone_says(tmp_path, backbone, model_folder):
+    """The smallest description that PEFT loads has no layers, heads or width."""
+    folder = tmp_path / "p"
+    save_prefix(folder, make(backbone), backbone=backbone)
+    (folder / OWN).unlink()
+    least = {"peft_type": "PREFIX_TUNING", "num_virtual_tokens": LENGTH}
+
+    def describe(**more):
+        (folder / CONFIG).write_text(json.dumps(least | more))
+
+    describe(base_model_name_or_path=str(model_folder))
+    whole = load_prefix(folder, backbone)
+    assert inspect_prefix(folder).backbone_found.startswith("of the same shape")
+    shorten_prefix(folder, tmp_path / "named", 2)
+    assert_same(load_prefix(tmp_path / "named", backbone), whole.shorten(2))
+
+    describe()
+    given = str(model_folder)
+    assert len(inspect_prefix(folder, backbone=given).layers) == 3
+    shorten_prefix(folder, tmp_path / "given", 2, backbone=given)
+    assert_same(load_prefix(tmp_path / "given", backbone), whole.shorten(2))
+
+    for more, message in (
+        ({}, "does not say num_layers, nor which backbone it is for; give the back"),
+        ({"base_model_name_or_path": "/no/one"}, "'/no/one' cannot be read .* give"),
+        (
+            {"base_model_name_or_path": given, "num_layers": 2},
+            "does not say num_attention_heads, and .* another one .num_layers 2 there",
+        ),
+    ):
+        describe(**more)
+        for command in (inspect_prefix, lambda f: shorten_prefix(f, tmp_path / "x", 2)):
+            with pytest.raises(InputError, match=message):
+                command(folder)
 
 
 def test_shorten_by_the_command_line(tmp_path, backbone, capsys):

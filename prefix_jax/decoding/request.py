@@ -210,7 +210,14 @@ def _encode(prompts, tokenizer, vocabulary) -> list[list[int]]:
 def _rules(decode: DecodeConfig, tokenizer, vocabulary: int) -> Rules:
     end = decode.end_tokens
     if end is None:
-        end = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
+        own = tokenizer.eos_token_id
+        if own is not None and own >= vocabulary:
+            raise InputError(
+                f"the tokenizer ends a text with {tokenizer.eos_token!r}, token {own}; "
+                f"the backbone's tokens are 0 to {vocabulary - 1}: give the tokenizer "
+                "that the backbone was trained with, or say decode.end_tokens"
+            )
+        end = () if own is None else (own,)
     for name, tokens in (("end_tokens", end), ("barred_tokens", decode.barred_tokens)):
         unknown = [token for token in tokens if not 0 <= token < vocabulary]
         if unknown:

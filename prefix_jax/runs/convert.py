@@ -37,6 +37,8 @@ class Imported:
     backbone: str
     fingerprint: str
     folder: Path
+    notes: tuple[str, ...]
+    """What was assumed, and what cannot be done with it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +49,8 @@ class Exported:
     folder: Path
     base_model: str | None
     """As in adapter_config.json; None: PEFT must be given the model."""
+    checked: bool
+    """False of a name on the hub that was given: it is taken as it is."""
     backbone: str | None
     """As the prefix calls it."""
     backbone_folder: Path | None
@@ -101,7 +105,9 @@ def import_(
         base_model_name=name,
         backbone_fingerprint=digest,
     )
-    return Imported(found.kind, found.length, found.numbers, name, digest, out)
+    return Imported(
+        found.kind, found.length, found.numbers, name, digest, out, found.notes
+    )
 
 
 def export(
@@ -116,20 +122,14 @@ def export(
 
     adapter_config.json names `base_model`; else the folder `with_backbone`, in which
     the backbone is written as transformers reads it; else the backbone by the name it
-    was trained with, unless that is the bundled one's, which nobody else knows.
-    Raises InputError for what PEFT cannot represent and for folders with other things.
+    was trained with, unless that is the bundled one's, which nobody else knows, or a
+    folder that is no longer there.
+    Raises InputError for what PEFT cannot represent, for another backbone, and for
+    folders with other things.
     """
     folder = prefix_folder(folder)
     metadata = check_exportable(folder)
     trained_with = metadata.backbone_name
-    if base_model is not None and (
-        base_model == BUNDLED
-        or not (is_hub_name(base_model) or Path(base_model).is_dir())
-    ):
-        raise InputError(
-            f"--base-model {base_model} is neither a name on the Hugging Face hub, "
-            "such as openai-community/gpt2-medium, nor a folder"
-        )
     _check_out(out, overwrite)
     if with_backbone is not None:
         if trained_with is None:
@@ -144,20 +144,34 @@ def export(
                 "its own"
             )
         _write_backbone(with_backbone, trained_with, metadata.backbone_fingerprint)
-    name = base_model or (None if trained_with == BUNDLED else trained_with)
-    if base_model is None and with_backbone is not None:
-        name = str(with_backbone.resolve())
+    name = base_model
+    if name is None and with_backbone is not None:
+        name = str(with_backbone)
+    elif name is None and trained_with is not None and _is_findable(trained_with):
+        name = trained_with
     export_prefix(folder, out, base_model=name)
     assert metadata.length is not None
-    return Exported(metadata.length, out, name, trained_with, with_backbone)
+    return Exported(
+        length=metadata.length,
+        folder=out,
+        base_model=read_json(out / PEFT_CONFIG)["base_model_name_or_path"],
+        checked=base_model is None or Path(base_model).expanduser().is_dir(),
+        backbone=trained_with,
+        backbone_folder=with_backbone,
+    )
 
 
 def shorten(
-    folder: Path, out: Path, length: int, *, overwrite: bool = False
+    folder: Path,
+    out: Path,
+    length: int,
+    *,
+    backbone: str | None = None,
+    overwrite: bool = False,
 ) -> Metadata:
     """Store the first `length` positions of a prefix, or of a run's best, in `out`.
 
-    Raises InputError as `shorten_prefix`.
+    `backbone` and InputError as in `shorten_prefix`.
     """
     folder = prefix_folder(folder)
     if out.absolute() == folder.absolute():
@@ -165,7 +179,7 @@ def shorten(
             f"{out} is the prefix itself, which would be lost; give another folder"
         )
     _check_out(out, overwrite)
-    return shorten_prefix(folder, out, length)
+    return shorten_prefix(folder, out, length, backbone=backbone)
 
 
 def _check_out(out: Path, overwrite: bool) -> None:
@@ -180,6 +194,12 @@ def _check_out(out: Path, overwrite: bool) -> None:
         raise InputError(
             f"{out} holds a prefix already; give another --out, or --overwrite it"
         )
+
+
+def _is_findable(name: str) -> bool:
+    """Whether PEFT would find a backbone by the name it was trained with."""
+    there = is_hub_name(name) or Path(name).expanduser().is_dir()
+    return there and name != BUNDLED
 
 
 def _named_in(source: Path) -> str:

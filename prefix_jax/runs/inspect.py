@@ -79,7 +79,7 @@ def inspect_prefix(
     """
     folder = prefix_folder(folder)
     metadata = read_metadata(folder)
-    shape = read_shape(folder, metadata)
+    shape = read_shape(folder, metadata, backbone)
     tensor = read_stored(folder, metadata, shape)
     texts = tuple(texts) or (TEXT,)
 

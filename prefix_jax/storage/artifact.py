@@ -193,7 +193,14 @@ def read_stored(
 
 def _load(folder: Path, backbone: GPT2, given: str | None):
     metadata = read_metadata(folder)
-    _check_backbone(folder, metadata, backbone, given)
+    why = other_backbone(folder, metadata, backbone, backbone_fingerprint=given)
+    if why is not None:
+        raise InputError(
+            f"the prefix in {folder} was trained for another backbone"
+            + (f", {metadata.backbone_name!r}" if metadata.backbone_name else "")
+            + f": {why}; give the one that it was trained with: --backbone "
+            "NAME_OR_FOLDER, in train and evaluate --backbone.name NAME_OR_FOLDER"
+        )
     tensor = read_stored(folder, metadata, backbone.config)
     if metadata.position_mode == "shifted":
         place = f"the prefix in {folder / metadata.tensors}"
@@ -201,14 +208,23 @@ def _load(folder: Path, backbone: GPT2, given: str | None):
     return metadata, tensor
 
 
-def _check_backbone(
-    folder: Path, metadata: Metadata, backbone: GPT2, given: str | None
-) -> None:
-    """InputError if the prefix is another backbone's, by configuration or weights."""
+def other_backbone(
+    folder: Path,
+    metadata: Metadata,
+    backbone: GPT2,
+    *,
+    backbone_fingerprint: str | None = None,
+) -> str | None:
+    """In words, why the prefix in `folder` is not this backbone's; None: it is.
+
+    By configuration and weights, as far as its files know them.
+    """
     peft = read_object(folder / PEFT_CONFIG) or {}
     differences = differing(peft, backbone.config)
     expected = metadata.backbone_fingerprint
-    mine = (given or fingerprint(backbone)) if expected is not None else None
+    mine = None
+    if expected is not None:
+        mine = backbone_fingerprint or fingerprint(backbone)
     if expected != mine:
         here = dataclasses.asdict(backbone.config)
         differences += [
@@ -217,14 +233,7 @@ def _check_backbone(
             if here.get(field) != value
         ]
     if differences:
-        what = f"its configuration differs: {'; '.join(differences)}"
-    elif expected != mine:
-        what = f"its weights differ (fingerprint {expected} there, {mine} here)"
-    else:
-        return
-    raise InputError(
-        f"the prefix in {folder} was trained for another backbone"
-        + (f", {metadata.backbone_name!r}" if metadata.backbone_name else "")
-        + f": {what}; give the one that it was trained with: --backbone "
-        "NAME_OR_FOLDER, in train and evaluate --backbone.name NAME_OR_FOLDER"
-    )
+        return f"its configuration differs: {'; '.join(differences)}"
+    if expected != mine:
+        return f"its weights differ (fingerprint {expected} there, {mine} here)"
+    return None

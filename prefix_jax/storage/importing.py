@@ -4,16 +4,20 @@ Read are, from a folder or a file (safetensors, or `.bin` through torch's weight
 
     PEFT PREFIX_TUNING      prompt_embeddings [P, L*2*D], as `load_prefix` reads it
     PEFT PROMPT_TUNING      prompt_embeddings [P, D]
-    Li & Liang's code and   wte.weight [P, D], control_trans.0.{weight,bias} [M, D],
-    AdapterHub, with MLP    control_trans.2.{weight,bias} [L*2*D, M], under any prefix
-    AdapterHub, flat        control_trans [P*L*2*D], under any prefix
+    Li & Liang's code       wte.weight [P, D], control_trans.0.{weight,bias} [M, D],
+                            control_trans.2.{weight,bias} [L*2*D, M]; without the
+                            MLP control_trans [P*L*2*D], or [2*L, 1, H, P, K] where
+                            it started from words
+    AdapterHub              the same, but for the last, under prefix_tunings.NAME.
 
-Their columns are ordered alike (see `peft_layout`).
+Their columns are ordered alike (see `peft_layout`). Text counts its positions from P,
+as after Hugging Face's past keys and values; but with AdapterHub, which joins the
+prefix to keys and values within attention and moves no position, it counts from 0.
 """
 
-from collections.abc import Mapping
+import dataclasses
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -26,7 +30,13 @@ from prefix_jax.model.kv import KV
 from prefix_jax.model.prefix_kinds import EmbeddingPrefix
 from prefix_jax.model.prefix_start import embedding_scale
 from prefix_jax.model.tensor_files import FLOATS, Stored, open_tensors, read_json
-from prefix_jax.storage.metadata import OWN_TENSORS
+from prefix_jax.prefix_config import PositionMode
+from prefix_jax.storage.metadata import (
+    OWN_CONFIG,
+    OWN_TENSORS,
+    PEFT_CONFIG,
+    PEFT_TENSORS,
+)
 from prefix_jax.storage.peft_layout import (
     PEFT_TYPES,
     TENSOR,
@@ -35,11 +45,24 @@ from prefix_jax.storage.peft_layout import (
     from_tensor,
 )
 
-CONFIG = "adapter_config.json"
 STEMS = ("adapter_model", "pytorch_adapter", "model", "pytorch_model")
 """Names that weight files have: PEFT's, AdapterHub's, and a plain checkpoint's."""
 
-_INNER, _OUTER = "control_trans.0", "control_trans.2"
+_CONTROL = "control_trans"
+_INNER, _OUTER = f"{_CONTROL}.0", f"{_CONTROL}.2"
+_ADAPTER_HUB = "prefix_tunings."
+"""Part of the name of every tensor of a prefix that AdapterHub wrote."""
+
+_TRAINING = ("optimizer", "optimizers", "scheduler", "lr_scheduler", "scaler")
+"""First part of the names of what only its training needs."""
+_OTHERS = {
+    "wte2": "an infix, whose keys and values are made anew for each source",
+    "score.": "a classification head, which reads the text with the prefix",
+    "adapters.": "bottleneck adapters, which were trained to work with the prefix",
+    "loras.": "LoRA, which was trained to work with the prefix",
+    "lora_": "LoRA, which was trained to work with the prefix",
+}
+"""Part of the names of what goes with a prefix and cannot be had without it."""
 
 
 class Found(NamedTuple):
@@ -48,6 +71,8 @@ class Found(NamedTuple):
     prefix: KV | EmbeddingPrefix
     kind: str
     """In words, such as `PEFT PREFIX_TUNING`."""
+    notes: tuple[str, ...] = ()
+    """Sentences on what was assumed, and on what cannot be done with it."""
 
     @property
     def length(self) -> int:
@@ -67,8 +92,10 @@ class Found(NamedTuple):
 def import_prefix(source: Path | str, backbone: GPT2) -> KV:
     """The prefix [L 1 P H K] in f32 that a folder or a file of others holds.
 
+    Of AdapterHub's the `position_mode` is "unshifted", which PEFT cannot represent.
     Raises InputError, with the reason, for what is not a prefix of this backbone or
-    cannot be one here: gates, cross-attention, a network that is not the paper's.
+    cannot be one here (gates, cross-attention, a network that is not the paper's), and
+    for what this library stored, which `load_prefix` reads.
     """
     prefix = find_prefix(source, backbone).prefix
     return prefix if isinstance(prefix, KV) else prefix.fold(backbone)
@@ -78,45 +105,87 @@ def find_prefix(source: Path | str, backbone: GPT2) -> Found:
     """As `import_prefix`, with the kind of prefix that was found."""
     source = Path(source)
     folder = source if source.is_dir() else source.parent
-    if source in (folder, folder / OWN_TENSORS) and (folder / OWN_TENSORS).is_file():
+    ours = any((folder / name).is_file() for name in (OWN_CONFIG, OWN_TENSORS))
+    if ours and (source == folder or source.name in (PEFT_TENSORS, OWN_TENSORS)):
         raise InputError(
             f"{source} holds a prefix as this library stores it, which needs no "
-            f"import; give the folder {folder} to what is to use it"
+            f"import: load_prefix reads the folder {folder}, and checks that the "
+            "backbone is its own"
         )
-    tensors = open_tensors(source, STEMS)
     # A file that is given by itself is still what the description beside it says.
-    place = folder / CONFIG
-    config = read_json(place) if place.is_file() else {}
-    kind = config.get("peft_type")
+    place = folder / PEFT_CONFIG
+    described = read_json(place) if place.is_file() else {}
+    given = _Given(source, open_tensors(source, STEMS), place, described)
+    kind = described.get("peft_type")
     if kind is not None and kind not in PEFT_TYPES.values():
         raise InputError(
             f"{place}: peft_type is {kind!r}; only PREFIX_TUNING and PROMPT_TUNING "
             "hold a prefix"
         )
-    if kind is not None and (others := differing(config, backbone.config)):
+    if others := differing(described, backbone.config):
         raise InputError(
             f"{place} describes another backbone: {'; '.join(others)}; give the one "
             "that it was trained with: --backbone NAME_OR_FOLDER"
         )
-    if TENSOR in tensors:
-        tensor = _read(tensors, TENSOR, source)
-        said = config.get("num_virtual_tokens")
-        if said is not None and tensor.ndim and said != len(tensor):
-            raise InputError(
-                f"{source} holds {len(tensor)} positions, but {place} says "
-                f"num_virtual_tokens {said!r}; the files do not belong together"
-            )
-        return _from_peft(tensor, kind, source, backbone)
-    if any("control_trans" in name for name in tensors):
-        return _from_control(tensors, config, source, backbone)
+    if TENSOR in given.tensors:
+        return _from_peft(given, kind, backbone)
+    if any(_CONTROL in name for name in given.tensors):
+        return _from_control(given, backbone.config)
     raise InputError(
-        f"{source} holds the tensors {', '.join(sorted(tensors)[:6]) or '(none)'}; "
-        f"expected {TENSOR} (PEFT) or control_trans (Li & Liang's code, AdapterHub)"
+        f"{source} holds the tensors {', '.join(sorted(given.tensors)[:6]) or '(none)'}"
+        f"; expected {TENSOR} (PEFT) or {_CONTROL} (Li & Liang's code, AdapterHub)"
     )
 
 
-def _from_peft(tensor, kind, source, backbone) -> Found:
-    config = backbone.config
+class _Given(NamedTuple):
+    """The files of somebody's prefix."""
+
+    source: Path
+    """Folder or file, as given."""
+    tensors: dict[str, Stored]
+    place: Path
+    """Where the description is, if there is one."""
+    described: dict[str, Any]
+
+    def read(self, name: str) -> Float[np.ndarray, "..."]:
+        """One tensor in f32."""
+        stored = self.tensors[name]
+        if stored.dtype not in FLOATS:
+            raise InputError(
+                f"{self.source}: {name} is {stored.dtype}; expected floating point"
+            )
+        return stored.read_f32()
+
+    def check_alone(self, *names: str) -> None:
+        """InputError where there are more tensors than these, other than training's."""
+        for name, stored in self.tensors.items():
+            if name in names or name.partition(".")[0] in _TRAINING:
+                continue
+            whose = [what for part, what in _OTHERS.items() if part in name]
+            raise InputError(
+                f"{self.source}: {name} {list(stored.shape)} is no part of a prefix, "
+                f"but {whose[0] if whose else 'of something else that was trained'}; "
+                "read alone the prefix would do something else, so it is refused. "
+                "Give a file of the prefix alone if it was trained without this"
+            )
+
+    def check_length(self, field: str, said: object, length: int) -> None:
+        """InputError unless the description says nothing or so many positions."""
+        if said not in (None, length):
+            raise InputError(
+                f"{self.source} holds {length} positions, but {self.place} says "
+                f"{field} {said!r}; the files do not belong together, or it is another "
+                "backbone's"
+            )
+
+
+def _from_peft(given: _Given, kind: str | None, backbone: GPT2) -> Found:
+    config, source = backbone.config, given.source
+    given.check_alone(TENSOR)
+    tensor = given.read(TENSOR)
+    if tensor.ndim:
+        said = given.described.get("num_virtual_tokens")
+        given.check_length("num_virtual_tokens", said, len(tensor))
     width = tensor.shape[-1] if tensor.ndim == 2 else 0
     # Without a description the width tells: one vector a position, or all layers'.
     if kind == "PROMPT_TUNING" or (kind is None and width == config.n_embd):
@@ -124,52 +193,91 @@ def _from_peft(tensor, kind, source, backbone) -> Found:
         config.check_room(len(tensor), f"the prompt in {source}")
         prefix = EmbeddingPrefix(jnp.asarray(tensor), embedding_scale(backbone))
         return Found(prefix, "PEFT PROMPT_TUNING (embeddings)")
-    return Found(_shifted(tensor, source, config), "PEFT PREFIX_TUNING")
+    return Found(_kv(tensor, source, config, "shifted"), "PEFT PREFIX_TUNING")
 
 
-def _from_control(tensors, config, source, backbone) -> Found:
+def _from_control(given: _Given, config: GPT2Config) -> Found:
+    tensors, source = given.tensors, given.source
     if gates := [name for name in tensors if "prefix_gates" in name]:
         raise InputError(
             f"{source} has gates ({gates[0]}): they weigh the prefix by the text, "
             "which fixed keys and values cannot do"
         )
-    names = [name for name in tensors if "control_trans" in name]
-    groups = {name.partition("control_trans")[0] for name in names}
+    groups = {name.partition(_CONTROL)[0] for name in tensors if _CONTROL in name}
     if len(groups) > 1:
         raise InputError(
             f"{source} holds {len(groups)} prefixes ({', '.join(sorted(groups))}), as "
             "of an encoder-decoder; only a decoder's own can be read"
         )
     (group,) = groups
-    shape = backbone.config
-    columns = shape.n_layer * 2 * shape.n_embd
-    if f"{group}control_trans" in tensors:
-        flat = _read(tensors, f"{group}control_trans", source)
-        if flat.size % columns:
-            raise InputError(
-                f"{source}: {flat.size} numbers are not positions of {columns}, which "
-                f"this backbone needs ({shape.n_layer} layers, width {shape.n_embd})"
+    # AdapterHub nests what it says of the prefix.
+    nested = given.described.get("config")
+    said = nested if isinstance(nested, dict) else given.described
+    if left_out := said.get("leave_out"):
+        raise InputError(
+            f"{given.place}: leave_out is {left_out}, so these layers have no prefix; "
+            "only a prefix for all layers can be read"
+        )
+    notes, length = [], said.get("prefix_length")
+    if f"{group}{_CONTROL}" in tensors:
+        tensor, kind = _flat(given, f"{group}{_CONTROL}", config), "flat prefix"
+        if length is None and tensors[f"{group}{_CONTROL}"].shape == (tensor.size,):
+            notes.append(
+                f"no description says how long the prefix is: its {tensor.size:,} "
+                f"numbers are read as {len(tensor)} positions of "
+                f"{tensor.shape[1]:,}, which is right for this backbone only"
             )
-        tensor, kind = flat.reshape(-1, columns), "AdapterHub's flat prefix"
     else:
-        tensor = _fold(tensors, group, config, source)
-        kind = "the paper's MLP (Li & Liang, AdapterHub), folded"
-    return Found(_shifted(tensor, source, shape), kind)
+        tensor, kind = _fold(given, group, said), "MLP, folded"
+    given.check_length("prefix_length", length, len(tensor))
+    if _ADAPTER_HUB not in group:
+        kv = _kv(tensor, source, config, "shifted")
+        return Found(kv, f"Li & Liang's {kind}", tuple(notes))
+    notes.append(
+        "the text counts its positions from 0, as in AdapterHub; PEFT starts it after "
+        "the prefix, so there is no export to PEFT"
+    )
+    kv = _kv(tensor, source, config, "unshifted")
+    return Found(kv, f"AdapterHub's {kind}", tuple(notes))
 
 
-def _shifted(tensor: Float[np.ndarray, "..."], source: Path, config: GPT2Config) -> KV:
+def _kv(
+    tensor: Float[np.ndarray, "..."],
+    source: Path,
+    config: GPT2Config,
+    position_mode: PositionMode,
+) -> KV:
     check_tensor(tensor, str(source), config)
-    config.check_room(len(tensor), f"the prefix in {source}")
-    return from_tensor(tensor, config)
+    if position_mode == "shifted":
+        config.check_room(len(tensor), f"the prefix in {source}")
+    kv = from_tensor(tensor, config)
+    return dataclasses.replace(kv, position_mode=position_mode)
 
 
-def _fold(tensors, group, config, source) -> Float[np.ndarray, "P C"]:
+def _flat(given: _Given, name: str, config: GPT2Config) -> Float[np.ndarray, "P C"]:
+    """What was trained without a network; as a cache's keys and values, or in a row."""
+    given.check_alone(name)
+    tensor = given.read(name)
+    columns = config.n_layer * 2 * config.n_embd
+    cache = config.n_layer * 2, 1, config.n_head, config.head_width
+    if tensor.ndim == 1 and tensor.size % columns == 0:
+        return tensor.reshape(-1, columns)
+    if tensor.ndim == 5 and (*tensor.shape[:3], tensor.shape[4]) == cache:
+        positions_first = tensor[:, 0].transpose(2, 0, 1, 3)  # P 2L H K
+        return positions_first.reshape(len(positions_first), columns)
+    raise InputError(
+        f"{given.source}: {name} has shape {list(tensor.shape)}; for P positions this "
+        f"backbone ({config.n_layer} layers, {config.n_head} heads, width "
+        f"{config.n_embd}) needs [P*{columns}] or [{cache[0]}, 1, {cache[2]}, P, "
+        f"{cache[3]}]"
+    )
+
+
+def _fold(given: _Given, group: str, said: dict) -> Float[np.ndarray, "P C"]:
     """The paper's network, run once in f64."""
-    # AdapterHub nests what it says of the network.
-    nested = config.get("config")
-    network = nested if isinstance(nested, dict) else config
-    inner = network.get("non_linearity", "tanh")
-    extra = [n for n in tensors if n.startswith(f"{group}control_trans.4")]
+    tensors, source = given.tensors, given.source
+    inner = said.get("non_linearity", "tanh")
+    extra = [n for n in tensors if n.startswith(f"{group}{_CONTROL}.4")]
     if extra or str(inner).lower() != "tanh":
         raise InputError(
             f"{source}: its network is not the paper's (one hidden layer, tanh); there "
@@ -181,21 +289,11 @@ def _fold(tensors, group, config, source) -> Float[np.ndarray, "P C"]:
     missing = [name for name in names if name not in tensors]
     if missing:
         raise InputError(f"{source} lacks {', '.join(missing)}")
-    embedding, w1, b1, w2, b2 = (
-        _read(tensors, name, source).astype(np.float64) for name in names
-    )
+    given.check_alone(*names)
+    embedding, w1, b1, w2, b2 = (given.read(name).astype(np.float64) for name in names)
     try:
         folded = np.tanh(embedding @ w1.T + b1) @ w2.T + b2
     except ValueError:
         shapes = ", ".join(f"{n} {list(tensors[n].shape)}" for n in names)
         raise InputError(f"{source}: shapes do not fit together: {shapes}") from None
     return folded.astype(np.float32)
-
-
-def _read(
-    tensors: Mapping[str, Stored], name: str, source: Path
-) -> Float[np.ndarray, "..."]:
-    stored = tensors[name]
-    if stored.dtype not in FLOATS:
-        raise InputError(f"{source}: {name} is {stored.dtype}; expected floating point")
-    return stored.read_f32()

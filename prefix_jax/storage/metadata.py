@@ -20,10 +20,11 @@ from typing import Any, TypeVar, get_args
 
 from prefix_jax.errors import InputError, closest, json_kind, json_value
 from prefix_jax.model.gpt2_config import GPT2Config
+from prefix_jax.model.loading import load_config
 from prefix_jax.model.tensor_files import read_json
 from prefix_jax.prefix_config import Placement, PositionMode
 from prefix_jax.seal import SUMS, check_seal
-from prefix_jax.storage.peft_layout import PEFT_TYPES, Kind
+from prefix_jax.storage.peft_layout import PEFT_TYPES, Kind, differing
 
 T = TypeVar("T")
 
@@ -163,11 +164,14 @@ def read_metadata(folder: Path | str) -> Metadata:
     )
 
 
-def read_shape(folder: Path | str, metadata: Metadata) -> GPT2Config:
+def read_shape(
+    folder: Path | str, metadata: Metadata, backbone: str | None = None
+) -> GPT2Config:
     """The shape of the backbone that the prefix in `folder` is for.
 
-    PEFT writes layers, heads and width only; the rest is GPT-2's default then. Raises
-    InputError where the files do not say.
+    PEFT writes layers, heads and width only; the rest is GPT-2's default then. Where it
+    leaves these out, the shape is that of `backbone`, a name or folder, or else of the
+    one that the files name. Raises InputError where nothing says it.
     """
     if metadata.backbone_config is not None:
         place, fields = Path(folder) / OWN_CONFIG, metadata.backbone_config
@@ -179,13 +183,36 @@ def read_shape(folder: Path | str, metadata: Metadata) -> GPT2Config:
             "n_head": "num_attention_heads",
             "n_embd": "token_dim",
         }
-        fields: dict[str, Any] = {
-            ours: peft.get(theirs) for ours, theirs in names.items()
-        }
+        missing = [name for name in names.values() if peft.get(name) is None]
+        if missing:
+            name = backbone or metadata.backbone_name
+            return _named_shape(name, peft, f"{place} does not say {missing[0]}")
+        fields = {ours: peft[theirs] for ours, theirs in names.items()}
     try:
         return GPT2Config(**fields)
     except (TypeError, InputError) as error:
         raise InputError(f"{place} does not describe a GPT-2: {error}") from None
+
+
+def _named_shape(
+    name: str | None, described: dict[str, Any], problem: str
+) -> GPT2Config:
+    """That of the backbone of this name, where a description does not say it."""
+    remedy = "give the backbone: --backbone NAME_OR_FOLDER"
+    if not name:
+        raise InputError(f"{problem}, nor which backbone it is for; {remedy}")
+    try:
+        shape = load_config(name)
+    except InputError as error:
+        raise InputError(
+            f"{problem}, and the backbone {name!r} cannot be read ({error}); {remedy}"
+        ) from error
+    if others := differing(described, shape):
+        raise InputError(
+            f"{problem}, and the backbone {name!r} is another one "
+            f"({'; '.join(others)}); {remedy}"
+        )
+    return shape
 
 
 def read_object(path: Path) -> dict[str, Any] | None:

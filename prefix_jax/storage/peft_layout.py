@@ -73,14 +73,19 @@ def adapter_config(
 
 
 def differing(described: Mapping[str, object], config: GPT2Config) -> list[str]:
-    """In words, where an `adapter_config.json` describes another backbone's shape."""
+    """In words, where an `adapter_config.json` describes another backbone's shape.
+
+    PEFT's names of it, and AdapterHub's.
+    """
     shape = {
         "num_layers": config.n_layer,
         "num_attention_heads": config.n_head,
         "token_dim": config.n_embd,
+        "hidden_size": config.n_embd,
+        "model_type": "gpt2",
     }
     return [
-        f"{field} {described[field]!r} there, {value} here"
+        f"{field} {described[field]!r} there, {value!r} here"
         for field, value in shape.items()
         if described.get(field) not in (None, value)
     ]

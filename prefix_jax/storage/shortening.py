@@ -8,18 +8,22 @@ from prefix_jax.storage.artifact import read_stored, write_prefix
 from prefix_jax.storage.metadata import Metadata, read_metadata, read_shape
 
 
-def shorten_prefix(folder: Path | str, out: Path | str, length: int) -> Metadata:
+def shorten_prefix(
+    folder: Path | str, out: Path | str, length: int, *, backbone: str | None = None
+) -> Metadata:
     """Store the first `length` positions of the prefix in `folder` in `out`.
 
     The numbers are the same, and so are the files: PEFT's layout where it had it. It
     is a good prefix where it was trained with that length in `prefix.nested`; scores
-    are those of the whole prefix and are left out. Returns what it says of itself.
+    are those of the whole prefix and are left out. `backbone`: name or folder, for a
+    prefix of PEFT's that does not say its shape; None: as the prefix says. Returns what
+    it says of itself.
     Raises InputError for a length that it does not have, or if `out` holds other
     things.
     """
     folder, out = Path(folder), Path(out).absolute()
     metadata = read_metadata(folder)
-    shape = read_shape(folder, metadata)
+    shape = read_shape(folder, metadata, backbone)
     tensor = read_stored(folder, metadata, shape)
     if not 1 <= length <= len(tensor):
         raise InputError(
