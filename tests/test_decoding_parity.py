@@ -114,7 +114,8 @@ def test_beam_search(backbone, tokenizer, model, prompts, beams, penalty, early)
 
 RULES = {
     "repetition": ({"repetition_penalty": 1.4}, {"repetition_penalty": 1.4}),
-    "reward": ({"repetition_penalty": 0.8}, {"repetition_penalty": 0.8}),
+    # Padding, if it were text, would be written.
+    "reward": ({"repetition_penalty": 0.3}, {"repetition_penalty": 0.3}),
     "3-grams": ({"no_repeat_ngram": 3}, {"no_repeat_ngram_size": 3}),
     "2-grams": ({"no_repeat_ngram": 2}, {"no_repeat_ngram_size": 2}),
     "at least": ({"min_new_tokens": 6}, {"min_new_tokens": 6}),
@@ -227,24 +228,25 @@ def test_padding_is_not_text_for_the_rules():
     """As for the repetition penalty of transformers, but not for its n-grams."""
     process = transformers.generation.logits_process
     scores = np.random.default_rng(0).normal(size=(2, 10)).astype(np.float32)
-    text = np.array([[0, 0, 3, 0], [1, 2, 3, 1]])
     real = np.array([[False, False, True, True], [True] * 4])
 
-    def restricted(**settings):
+    def restricted(text, **settings):
         arrays = (jnp.asarray(x) for x in (scores, text, real))
         return np.asarray(restrict(*arrays, 4, 2, Rules(**settings)))
 
-    def processed(processor):
+    def processed(text, processor):
         return processor(torch.tensor(text), torch.tensor(scores)).numpy()
 
     penalty = process.RepetitionPenaltyLogitsProcessor(
         2.0, prompt_ignore_length=torch.tensor([2, 0])
     )
+    once = np.array([[0, 0, 3, 4], [1, 2, 3, 4]])
     np.testing.assert_array_equal(
-        restricted(repetition_penalty=2.0), processed(penalty)
+        restricted(once, repetition_penalty=2.0), processed(once, penalty)
     )
-    mine = np.isinf(restricted(no_repeat_ngram=2))
-    their = np.isinf(processed(process.NoRepeatNGramLogitsProcessor(2)))
+    twice = np.array([[0, 0, 3, 0], [1, 2, 3, 1]])
+    mine = np.isinf(restricted(twice, no_repeat_ngram=2))
+    their = np.isinf(processed(twice, process.NoRepeatNGramLogitsProcessor(2)))
     assert np.argwhere(mine).tolist() == [[1, 2]]
     assert np.argwhere(their).tolist() == [[0, 0], [0, 3], [1, 2]]
 
