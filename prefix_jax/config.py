@@ -116,7 +116,7 @@ class TrainConfig(Section):
 
 @dataclasses.dataclass(frozen=True)
 class DecodeConfig(Section):
-    """How text is generated. Settings mean what they mean in transformers."""
+    """How text is generated. But for `stop`, settings mean what transformers' mean."""
 
     method: Literal["greedy", "sample", "beam"] = "greedy"
     max_new_tokens: Size = 100
@@ -151,7 +151,8 @@ class DecodeConfig(Section):
     end_tokens: tuple[NotNegative, ...] | None = None
     """Token ids that end a text. None: the tokenizer's end token."""
     stop: tuple[str, ...] = ()
-    """A text ends before the first of these strings."""
+    """A text ends before the first of these strings: transformers' `stop_strings` stay
+    in the text, and may begin in the prompt."""
 
     def __post_init__(self):
         super().__post_init__()

@@ -1,6 +1,8 @@
 """Decoding: equal to the full forward pass (law 4), alone or in any company."""
 
 import dataclasses
+import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +18,7 @@ from prefix_jax.decoding.request import Request
 from prefix_jax.decoding.rules import Rules
 from prefix_jax.decoding.sample import sample
 from prefix_jax.model.compose import bank
+from prefix_jax.model.kv import KV
 
 # The same law of each method; whole batches of each take a while to compile.
 WITH_GREEDY_QUICK = [
@@ -251,3 +254,50 @@ def test_prompts_read_in_parts_are_those_read_at_once(
     for one, other in zip(whole, run(), strict=True):
         assert one.tokens == other.tokens
         assert one.log_prob == pytest.approx(other.log_prob, abs=2e-5)
+
+
+def sizes(jaxpr):
+    """Of all arrays that a program makes, also in the programs within it."""
+    for equation in jaxpr.eqns:
+        for made in equation.outvars:
+            yield math.prod(getattr(made.aval, "shape", ()))
+        for value in equation.params.values():
+            for inner in value if isinstance(value, tuple | list) else (value,):
+                inner = getattr(inner, "jaxpr", inner)
+                if hasattr(inner, "eqns"):
+                    yield from sizes(inner)
+
+
+ONE = {
+    "prefix": {},
+    "infix": {"placement": "infix"},
+    "gate": {"own_softmax": True},
+    "lengths": {"lengths": jnp.array([[200], [0], [7]])},
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("kind", ONE)
+def test_a_shared_prefix_is_stored_once(backbone, kind, method):
+    """Not for each row, sequence or beam: no array is as large as those would be.
+
+    Of 5 prompts of 4 tokens, so that scores of 200 positions are smaller too.
+    """
+    rows, group = 5, 3
+    positions = jnp.zeros((3, 1, 200, 4, 8))
+    prefix = KV(positions, positions, "unshifted", **ONE[kind])
+    tokens, mask = jnp.ones((rows, 4), jnp.int32), jnp.ones((rows, 4), bool)
+
+    def largest(prefix):
+        if method == "beam":
+            run = partial(beam_search, width=group, max_new_tokens=3)
+            made = jax.make_jaxpr(run)(backbone, prefix, tokens, mask)
+        else:
+            number = group if method == "sample" else 1
+            run = partial(sample, group=number, max_new_tokens=3)
+            made = jax.make_jaxpr(run)(backbone, prefix, tokens, mask, keys(rows))
+        return max(sizes(made.jaxpr))
+
+    copies = rows * prefix.keys[0].size
+    assert largest(prefix) <= prefix.keys.size < copies
+    assert largest(prefix.select(jnp.zeros(rows, jnp.int32))) >= copies

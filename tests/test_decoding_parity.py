@@ -9,6 +9,7 @@ from scipy import stats
 from prefix_jax.config import DecodeConfig
 from prefix_jax.decoding.generate import generate_sequences
 from prefix_jax.decoding.rules import Rules, restrict, truncate
+from prefix_jax.decoding.stops import token_bytes
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -31,30 +32,39 @@ def prompts():
 
 
 def theirs(model, prompts, **settings):
-    """What transformers writes after each prompt, the end token included."""
+    """What transformers generates, and of it the tokens that follow each prompt."""
     length = max(map(len, prompts))
     tokens = torch.tensor([[0] * (length - len(p)) + p for p in prompts])
     mask = torch.tensor([[0] * (length - len(p)) + [1] * len(p) for p in prompts])
+    settings = {"max_new_tokens": NEW, "do_sample": False} | settings
     with torch.no_grad():
         out = model.generate(
             input_ids=tokens,
             attention_mask=mask,
-            max_new_tokens=NEW,
             pad_token_id=0,
             eos_token_id=END,
-            do_sample=False,
+            return_dict_in_generate=True,
+            output_scores=True,
+            output_logits=True,
             **settings,
         )
-    rows = out[:, length:].tolist()
-    return [tuple(r[: r.index(END) + 1] if END in r else r[:NEW]) for r in rows]
+    rows = out.sequences[:, length:].tolist()
+    # The end token is the last.
+    rows = [tuple(r[: r.index(END) + 1] if END in r else r[:NEW]) for r in rows]
+    return out, rows
 
 
-def ours(backbone, tokenizer, prompts, prefix=None, **settings):
+def written_by_ours(backbone, tokenizer, prompts, **settings):
+    """All sequences of all prompts, one after the other."""
     settings = {"max_new_tokens": NEW, "end_tokens": (END,)} | settings
     found = generate_sequences(
-        backbone, tokenizer, prompts, prefix=prefix, decode=DecodeConfig(**settings)
+        backbone, tokenizer, prompts, decode=DecodeConfig(**settings)
     )
-    return [sequences[0].tokens for sequences in found]
+    return [one for sequences in found for one in sequences]
+
+
+def ours(*arguments, **settings):
+    return [one.tokens for one in written_by_ours(*arguments, **settings)]
 
 
 BEAMS = [
@@ -69,33 +79,43 @@ EARLY = {"no": False, "yes": True, "never": "never"}
 
 def test_greedy(backbone, tokenizer, model, prompts):
     written = ours(backbone, tokenizer, prompts)
-    assert written == theirs(model, prompts)
+    assert written == theirs(model, prompts)[1]
     # Otherwise ends were never put to the test.
     assert any(tokens[-1] == END for tokens in written)
 
 
 @pytest.mark.parametrize(("beams", "penalty", "early"), BEAMS)
 def test_beam_search(backbone, tokenizer, model, prompts, beams, penalty, early):
-    written = ours(
+    """All sequences of every prompt, in their order, and what they are ranked by."""
+    written = written_by_ours(
         backbone,
         tokenizer,
         prompts,
         method="beam",
         beams=beams,
+        sequences=beams,
         length_penalty=penalty,
         early_stopping=early,
     )
-    assert written == theirs(
+    out, rows = theirs(
         model,
         prompts,
         num_beams=beams,
+        num_return_sequences=beams,
         length_penalty=penalty,
         early_stopping=EARLY[early],
     )
+    assert [one.tokens for one in written] == rows
+    for one, score in zip(written, out.sequences_scores.tolist(), strict=True):
+        # Sums down to -50, where neighbouring f32 numbers are 3.8e-6 apart.
+        total = score * len(one.tokens) ** penalty
+        assert one.log_prob == pytest.approx(total, abs=2e-5)
 
 
 RULES = {
     "repetition": ({"repetition_penalty": 1.4}, {"repetition_penalty": 1.4}),
+    # Padding, if it were text, would be written.
+    "reward": ({"repetition_penalty": 0.3}, {"repetition_penalty": 0.3}),
     "3-grams": ({"no_repeat_ngram": 3}, {"no_repeat_ngram_size": 3}),
     "2-grams": ({"no_repeat_ngram": 2}, {"no_repeat_ngram_size": 2}),
     "at least": ({"min_new_tokens": 6}, {"min_new_tokens": 6}),
@@ -106,15 +126,60 @@ RULES = {
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("method", ["greedy", "beam"])
 def test_rules(backbone, tokenizer, model, method, rule):
-    """On prompts of one length: transformers counts padding as text."""
+    """On prompts of several lengths, but for n-grams.
+
+    For those, unlike for the repetition penalty, transformers has padding as text.
+    """
     rng = np.random.default_rng(1)
     prompts = rng.integers(6, 40, (48, 9)).tolist()
+    if not rule.endswith("grams"):
+        prompts = [prompt[i % 7 :] for i, prompt in enumerate(prompts)]
     our_setting, their_setting = RULES[rule]
     beams = {"beams": 3} if method == "beam" else {}
     written = ours(backbone, tokenizer, prompts, method=method, **our_setting, **beams)
-    expected = theirs(model, prompts, num_beams=beams.get("beams", 1), **their_setting)
+    _, expected = theirs(
+        model, prompts, num_beams=beams.get("beams", 1), **their_setting
+    )
     assert written == expected
     assert written != ours(backbone, tokenizer, prompts, method=method, **beams)
+
+
+STOPS = ("s riv", "deh", "ill")
+"""Of which this backbone writes the first two from inside a token into another."""
+
+
+@pytest.mark.parametrize("method", ["greedy", "beam"])
+def test_stop_strings(backbone, tokenizer, model, method):
+    """They end beams too. Theirs stay in the text, and may begin in the prompt."""
+    pieces = token_bytes(tokenizer)
+    prompts = [
+        [i, token]
+        for token, piece in enumerate(pieces)
+        for i in (7, 8)
+        if piece.isalpha() and piece[-1:] not in b"sdei"
+    ]
+    short = [i for i, piece in enumerate(pieces) if len(piece) < 2]
+    settings = {"method": method, "barred_tokens": tuple(short), "stop": STOPS}
+    number = 3 if method == "beam" else 1
+    if method == "beam":
+        settings |= {"beams": number, "sequences": number}
+    written = written_by_ours(backbone, tokenizer, prompts, **settings)
+    _, expected = theirs(
+        model,
+        prompts,
+        num_beams=number,
+        num_return_sequences=number,
+        suppress_tokens=short,
+        stop_strings=list(STOPS),
+        tokenizer=tokenizer,
+    )
+    for one, row in zip(written, expected, strict=True):
+        # What finished early is filled up, with padding or with end tokens.
+        length = len(one.tokens)
+        assert one.tokens == row[:length] and set(row[length:]) <= {0, END}
+        assert not any(stop in one.text for stop in STOPS)
+    whole = [one for one in written if len(one.tokens) == NEW]
+    assert len(written) > len(whole) > 0
 
 
 SCORES = np.random.default_rng(2).normal(0, 3, (40, 300)).astype(np.float32)
@@ -137,18 +202,53 @@ def test_truncations_keep_the_same_tokens(name):
     assert name == "temperature" or np.isinf(expected).any()
 
 
+def test_truncations_together_are_in_the_order_of_transformers(model, prompts):
+    """What it samples from; in any other order of neighbours it would be another."""
+    settings = {"temperature": 1.5, "top_k": 20, "top_p": 0.8, "min_p": 0.1}
+    out, _ = theirs(model, prompts, do_sample=True, max_new_tokens=1, **settings)
+    logits, expected = out.logits[0], out.scores[0].numpy()
+    mine = truncate(jnp.asarray(logits.numpy()), Rules(sample=True, **settings))
+    np.testing.assert_allclose(mine, expected, **FEW)
+
+    process = transformers.generation.logits_process
+    warpers = [
+        process.TemperatureLogitsWarper(settings["temperature"]),
+        process.TopKLogitsWarper(settings["top_k"]),
+        process.TopPLogitsWarper(settings["top_p"]),
+        process.MinPLogitsWarper(settings["min_p"]),
+    ]
+    for first, second in ((0, 2), (2, 3), (1, 2)):
+        order = list(warpers)
+        order[first], order[second] = order[second], order[first]
+        other = process.LogitsProcessorList(order)(None, logits).numpy()
+        assert (np.isinf(other) != np.isinf(expected)).any()
+
+
 def test_padding_is_not_text_for_the_rules():
-    """Where transformers would penalise the padding token."""
-    scores = jnp.ones((2, 10))
-    text = jnp.array([[0, 0, 3, 4], [1, 2, 3, 4]])
-    real = jnp.array([[False, False, True, True], [True] * 4])
-    out = restrict(scores, text, real, 4, 2, Rules(repetition_penalty=2.0))
-    assert (np.asarray(out) == 0.5).nonzero()[1].tolist() == [3, 4, 1, 2, 3, 4]
-    alone = restrict(
-        scores[:1], text[:1, 2:], real[:1, 2:], 2, 2, Rules(no_repeat_ngram=2)
+    """As for the repetition penalty of transformers, but not for its n-grams."""
+    process = transformers.generation.logits_process
+    scores = np.random.default_rng(0).normal(size=(2, 10)).astype(np.float32)
+    real = np.array([[False, False, True, True], [True] * 4])
+
+    def restricted(text, **settings):
+        arrays = (jnp.asarray(x) for x in (scores, text, real))
+        return np.asarray(restrict(*arrays, 4, 2, Rules(**settings)))
+
+    def processed(text, processor):
+        return processor(torch.tensor(text), torch.tensor(scores)).numpy()
+
+    penalty = process.RepetitionPenaltyLogitsProcessor(
+        2.0, prompt_ignore_length=torch.tensor([2, 0])
     )
-    padded = restrict(scores[:1], text[:1], real[:1], 4, 2, Rules(no_repeat_ngram=2))
-    np.testing.assert_array_equal(alone, padded)
+    once = np.array([[0, 0, 3, 4], [1, 2, 3, 4]])
+    np.testing.assert_array_equal(
+        restricted(once, repetition_penalty=2.0), processed(once, penalty)
+    )
+    twice = np.array([[0, 0, 3, 0], [1, 2, 3, 1]])
+    mine = np.isinf(restricted(twice, no_repeat_ngram=2))
+    their = np.isinf(processed(twice, process.NoRepeatNGramLogitsProcessor(2)))
+    assert np.argwhere(mine).tolist() == [[1, 2]]
+    assert np.argwhere(their).tolist() == [[0, 0], [0, 3], [1, 2]]
 
 
 def test_samples_have_the_distribution_of_transformers(backbone, tokenizer, model):

@@ -1,9 +1,11 @@
 """What can be asked of decoding: seeds, stop strings, streams; and what cannot."""
 
 import copy
+import dataclasses
 
 import numpy as np
 import pytest
+from kinds import make
 from prompts import METHODS, NEW, PROMPTS, decode, make_prefix
 
 from prefix_jax.config import DecodeConfig
@@ -14,6 +16,7 @@ from prefix_jax.decoding.generate import (
     generate_sequences,
     stream,
 )
+from prefix_jax.decoding.request import Request, padded_length
 from prefix_jax.errors import InputError
 from prefix_jax.model.compose import bank
 
@@ -87,16 +90,6 @@ def test_an_end_token_that_the_backbone_lacks_is_said_to_be_the_tokenizers(
         generate(backbone, tokenizer, PROMPTS, decode=settings)
 
 
-def test_a_stop_string_ends_a_text_before_it(backbone, tokenizer):
-    """Also one that begins inside a token and ends inside another."""
-    free = generate(backbone, tokenizer, PROMPTS[1:2], decode=decode(DecodeConfig()))[0]
-    stop = free[2:5]
-    settings = decode(DecodeConfig(), stop=("never written", stop))
-    [[stopped]] = generate_sequences(backbone, tokenizer, PROMPTS[1:2], decode=settings)
-    assert stopped.text == free[: free.index(stop)]
-    assert len(stopped.tokens) < NEW
-
-
 @pytest.mark.parametrize("stop", [(), ("e",)])
 def test_streamed_pieces_join_to_the_text(backbone, tokenizer, prefixes, stop):
     settings = decode(DecodeConfig(method="sample", seed=5), stop=stop)
@@ -119,6 +112,33 @@ def test_streamed_pieces_join_to_the_text(backbone, tokenizer, prefixes, stop):
     )
     assert "".join(pieces) == whole[0]
     assert stop or len(pieces) > 1
+
+
+def test_prompts_of_up_to_1024_tokens_have_seven_widths():
+    """None of which is twice a prompt that is longer than the shortest of them."""
+    widths = {length: padded_length(length) for length in range(1, 1025)}
+    assert set(widths.values()) == {16, 32, 64, 128, 256, 512, 1024}
+    assert all(n <= width < max(2 * n, 17) for n, width in widths.items())
+
+
+def test_a_request_has_a_shape_for_each_width(backbone, tokenizer):
+    """The last batch too; each prompt is in one of them, padded on the left."""
+    random = np.random.default_rng(0)
+    prompts = [random.integers(1, 300, n).tolist() for n in random.integers(1, 61, 500)]
+    settings = DecodeConfig(max_new_tokens=3, batch_size=16)
+    request = Request.make(backbone, tokenizer, prompts, None, None, settings)
+    shapes, seen = set(), []
+    for batch in request.batches():
+        inputs = request.inputs(batch)
+        shapes.add(inputs["tokens"].shape)
+        for i, tokens, mask in zip(
+            batch, inputs["tokens"], inputs["mask"], strict=False
+        ):
+            assert np.asarray(tokens)[mask].tolist() == prompts[i]
+            assert mask[-1]
+        seen += batch
+    assert shapes == {(16, 16), (16, 32), (16, 64)}
+    assert sorted(seen) == list(range(500))
 
 
 @pytest.mark.slow
@@ -148,18 +168,61 @@ def test_the_name_of_a_special_token_in_a_prompt_is_text(backbone, tokenizer):
     assert written(prompt) == written(literal)
 
 
-def test_limits_are_checked_before_decoding(backbone, tokenizer, prefixes):
+MOVES = {
+    "none": 0,
+    "shifted": 5,
+    "unshifted": 0,
+    "infix": 5,
+    "lengths": 6,
+    "shortest of a bank": 2,
+    "longest of a bank": 9,
+}
+"""How many of the 64 positions each takes from the text after it."""
+
+
+@pytest.fixture(scope="module")
+def moving(backbone):
+    """The prefixes, and the `prefix_ids` of a short prompt and one that is tight."""
+    two = bank([make_prefix(backbone, 2), make_prefix(backbone, 9, seed=4)])
+    return {
+        "none": (None, None),
+        "shifted": (make_prefix(backbone, 5), None),
+        "unshifted": (make_prefix(backbone, 5, "unshifted"), None),
+        "infix": (make(backbone, length=5, placement="infix")(), None),
+        "lengths": (make(backbone, lengths=(1, 6, 0))(), None),
+        "shortest of a bank": (two, [1, 0]),
+        "longest of a bank": (two, [0, 1]),
+    }
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("kind", MOVES)
+def test_limits_are_checked_before_decoding(backbone, tokenizer, moving, kind, method):
+    """A prompt may have all positions that its own prefix leaves it, and no more."""
+    prefix, ids = moving[kind]
+    room = 64 - MOVES[kind] - NEW
+    settings = decode(METHODS[method])
+    fewer = dataclasses.replace(settings, max_new_tokens=NEW - 1)
+    tight, long = [[7], [7] * room], [[7], [7] * (room + 1)]
+    Request.make(backbone, tokenizer, tight, prefix, ids, settings)
+    Request.make(backbone, tokenizer, long, prefix, ids, fewer)
+
+    before = compiled_programs()
     message = (
-        r"prefix 5 \+ prompt \d+ \+ .* 60 = \d+.* or lower decode.max_new_tokens to"
+        rf"prefix {MOVES[kind]} \+ prompt {room + 1} \+ decode.max_new_tokens {NEW} = "
+        "65 exceeds the backbone's 64 positions; shorten the prompt or lower "
+        f"decode.max_new_tokens to {NEW - 1}$"
     )
-    with pytest.raises(InputError, match=message):
-        generate(
-            backbone,
-            tokenizer,
-            ["The mill"],
-            prefix=prefixes["shifted"],
-            decode=DecodeConfig(max_new_tokens=60),
-        )
+    given = {"prefix": prefix, "decode": settings}
+    with pytest.raises(InputError, match=f"prompt 1: {message}"):
+        generate(backbone, tokenizer, long, prefix_ids=ids, **given)
+    if method != "beam" and ids is None:  # what can be streamed
+        with pytest.raises(InputError, match=f"prompt 0: {message}"):
+            next(stream(backbone, tokenizer, long[1], **given))
+    assert compiled_programs() == before
+
+
+def test_prompts_that_leave_no_room_or_have_no_token(backbone, tokenizer):
     with pytest.raises(InputError, match=r"exceeds .*; shorten the prompt$"):
         generate(backbone, tokenizer, [[7] * 64], decode=DecodeConfig(max_new_tokens=1))
     with pytest.raises(InputError, match=r"prompt 1 .* is empty"):

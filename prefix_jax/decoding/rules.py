@@ -1,7 +1,8 @@
 """What may be written next: penalties, bans and the truncations of sampling.
 
 Each rule means what the logits processor of the same name in transformers means
-(generation/logits_process.py), except that padding never counts as text.
+(generation/logits_process.py), except that padding never counts as text: there its
+repetition penalty passes over padding, but its n-grams do not.
 """
 
 import dataclasses
