@@ -10,6 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 from prefix_jax.model.gpt2 import GPT2
 from prefix_jax.model.gpt2_config import GPT2Config
+from prefix_jax.seal import SUMS
 
 SHAPE = {"vocab_size": 11, "n_positions": 8, "n_embd": 6, "n_layer": 3, "n_head": 2}
 TOKENS = np.array([[1, 2, 3, 4], [5, 6, 7, 8]], np.int32)
@@ -62,3 +63,14 @@ def write_index(folder, files):
     index = folder / "model.safetensors.index.json"
     index.write_text(json.dumps({"metadata": {}, "weight_map": files}))
     return index
+
+
+def unseal(folder):
+    """A stored prefix that is to be changed by hand: without its checksums."""
+    (folder / SUMS).unlink(missing_ok=True)
+
+
+def as_by_peft(folder):
+    """A stored prefix without what is ours alone, as PEFT itself writes it."""
+    unseal(folder)
+    (folder / "prefix_jax.json").unlink()

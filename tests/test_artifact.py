@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from folders import unseal
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
@@ -17,6 +18,7 @@ from prefix_jax.model.kv import KV
 from prefix_jax.model.prefix_form import Form
 from prefix_jax.model.prefix_kinds import MLPPrefix
 from prefix_jax.model.weights import fingerprint, save_backbone
+from prefix_jax.seal import SUMS
 from prefix_jax.storage.artifact import load_prefix, save_prefix
 from prefix_jax.storage.metadata import read_metadata
 from prefix_jax.storage.peft_layout import to_tensor
@@ -39,6 +41,7 @@ def folder(tmp_path, backbone, prefix):
     """A prefix on disk."""
     path = tmp_path / "best"
     save_prefix(path, prefix, backbone=backbone)
+    unseal(path)
     return path
 
 
@@ -117,10 +120,15 @@ def test_peft_is_offered_nothing_that_it_would_misread(tmp_path, backbone, prefi
     save_prefix(folder, prefix, backbone=backbone)
     unshifted = dataclasses.replace(prefix, position_mode="unshifted")
     save_prefix(folder, unshifted, backbone=backbone)  # in place of the other
-    assert sorted(path.name for path in folder.iterdir()) == [OWN, OWN_TENSORS]
+    assert sorted(path.name for path in folder.iterdir()) == [SUMS, OWN, OWN_TENSORS]
     assert "not readable" in json.loads((folder / OWN).read_text())["peft"]
     save_prefix(folder, prefix, backbone=backbone)
-    assert sorted(path.name for path in folder.iterdir()) == [CONFIG, TENSORS, OWN]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        SUMS,
+        CONFIG,
+        TENSORS,
+        OWN,
+    ]
     assert [path.name for path in tmp_path.iterdir()] == ["p"]  # nothing left behind
 
 

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 import yaml
+from folders import as_by_peft, unseal
 from rounding import LOGITS
 
 from prefix_jax.cli import main
@@ -16,6 +17,7 @@ from prefix_jax.model.loading import load_backbone
 from prefix_jax.model.prefix import init_prefix
 from prefix_jax.model.weights import fingerprint, save_backbone
 from prefix_jax.prefix_config import PrefixConfig
+from prefix_jax.seal import SUMS
 from prefix_jax.storage.artifact import load_prefix, save_prefix
 from prefix_jax.storage.exporting import export_prefix
 from prefix_jax.storage.metadata import read_metadata
@@ -78,7 +80,7 @@ def test_an_export_is_the_prefix_with_a_card(
         assert "me/mine" in (out / name).read_text()
         assert str(model_folder) not in (out / name).read_text()
     names = {path.name for path in out.iterdir()}
-    assert names == {TENSORS, CONFIG, OWN, "README.md"}
+    assert names == {TENSORS, CONFIG, OWN, SUMS, "README.md"}
     assert (out / TENSORS).read_bytes() == (stored / "best" / TENSORS).read_bytes()
     assert read(out / CONFIG)["base_model_name_or_path"] == "me/mine"
     assert read_metadata(out).backbone_name == "me/mine"
@@ -159,6 +161,7 @@ def test_a_backbone_that_is_gone_is_not_named(run, stored, tmp_path):
     record = read(stored / "best" / OWN)
     record["backbone"]["name"] = str(tmp_path / "gone")
     (stored / "best" / OWN).write_text(json.dumps(record))
+    unseal(stored / "best")
     code, text = run("export", stored, "--out", tmp_path / "out")
     assert code == 0 and "base model: none" in text
     assert read(tmp_path / "out" / CONFIG)["base_model_name_or_path"] is None
@@ -168,6 +171,7 @@ def test_the_bundled_backbone_is_no_name_for_peft(run, stored, tmp_path):
     record = read(stored / "best" / OWN)
     record["backbone"]["name"] = "tiny"
     (stored / "best" / OWN).write_text(json.dumps(record))
+    unseal(stored / "best")
     code, text = run("export", stored, "--out", tmp_path / "out")
     assert code == 0 and "--with-backbone" in text
     assert read(tmp_path / "out" / CONFIG)["base_model_name_or_path"] is None
@@ -181,7 +185,7 @@ def test_what_peft_cannot_represent_is_refused(
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").write_text("years of work")
     shutil.copytree(stored / "best", tmp_path / "peft")
-    (tmp_path / "peft" / OWN).unlink()
+    as_by_peft(tmp_path / "peft")
     out = tmp_path / "out"
     (tmp_path / "run" / "config.json").write_text("{}")
     for arguments, message in (
@@ -203,7 +207,7 @@ def test_what_peft_cannot_represent_is_refused(
 def test_an_import_of_an_export_is_the_prefix(run, stored, tmp_path, backbone, make):
     out, again = tmp_path / "out", tmp_path / "again"
     run("export", stored, "--out", out)
-    (out / OWN).unlink()  # now it might be PEFT's own
+    as_by_peft(out)  # now it might be PEFT's own
     code, text = run("import", out, "--out", again, "--task", "table_to_text")
     assert code == 0 and "PEFT PREFIX_TUNING: 4 positions" in text
     assert fingerprint(backbone) in text and str(again) in text
@@ -215,7 +219,7 @@ def test_what_cannot_be_imported_is_explained(run, stored, tmp_path, model_folde
     peft, gone, out = tmp_path / "peft", tmp_path / "gone", tmp_path / "out"
     for folder, name in ((peft, None), (gone, "/nowhere/model")):
         shutil.copytree(stored / "best", folder)
-        (folder / OWN).unlink()
+        as_by_peft(folder)
         config = read(folder / CONFIG) | {"base_model_name_or_path": name}
         (folder / CONFIG).write_text(json.dumps(config))
     (tmp_path / "empty").mkdir()

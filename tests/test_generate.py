@@ -6,6 +6,7 @@ import json
 
 import jax
 import pytest
+from folders import as_by_peft, unseal
 
 from prefix_jax.config import DecodeConfig
 from prefix_jax.data.e2e import linearise
@@ -87,6 +88,7 @@ def test_the_record_of_a_later_version_does_no_harm(store, expected):
     recipe = {"train": {"new_field": 1}, "new_section": {}}
     folder = store(task="table_to_text", recipe=recipe)
     own = folder / "prefix_jax.json"
+    unseal(folder)
     own.write_text(json.dumps(json.loads(own.read_text()) | {"new": {"a": 1}}))
     assert write(["Mill"], prefix=folder, decode=DECODE) == expected("Mill", True)
 
@@ -94,6 +96,7 @@ def test_the_record_of_a_later_version_does_no_harm(store, expected):
 def test_a_task_of_a_later_version_is_named(store, expected):
     folder = store()
     own = folder / "prefix_jax.json"
+    unseal(folder)
     own.write_text(json.dumps(json.loads(own.read_text()) | {"task": "poetry"}))
     with pytest.raises(InputError, match=r"task 'poetry'.*knows table_to_text.*--task"):
         write(["Mill"], prefix=folder, decode=DECODE)
@@ -103,7 +106,7 @@ def test_a_task_of_a_later_version_is_named(store, expected):
 
 def test_a_prefix_of_peft_continues_text(store, expected, model_folder):
     folder = store(task="table_to_text")
-    (folder / "prefix_jax.json").unlink()
+    as_by_peft(folder)
     assert write(["Mill"], prefix=folder, decode=DECODE) == expected("Mill", False)
 
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from folders import as_by_peft, unseal
 from rounding import SUM
 
 from prefix_jax.cli import main
@@ -93,6 +94,7 @@ def test_without_its_backbone_the_files_speak(folder, tmp_path, capsys):
     ):
         changed = record | {"backbone": record["backbone"] | change}
         own.write_text(json.dumps(changed))
+        unseal(folder)
         found = inspect_prefix(folder)
         assert message in found.backbone_found
         assert found.share is None and found.texts == ()
@@ -105,7 +107,7 @@ def test_without_its_backbone_the_files_speak(folder, tmp_path, capsys):
 
 def test_a_folder_of_peft(folder, tmp_path):
     ours = inspect_prefix(folder, TEXTS)
-    (folder / "prefix_jax.json").unlink()
+    as_by_peft(folder)
     (tmp_path / "run").mkdir()
     shutil.copytree(folder, tmp_path / "run" / "best")
     theirs = inspect_prefix(tmp_path / "run", TEXTS)

@@ -5,6 +5,7 @@ import json
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from folders import as_by_peft, unseal
 from kinds import KINDS, LENGTH, make, opened
 from safetensors.numpy import load_file
 
@@ -12,6 +13,7 @@ from prefix_jax.cli import main
 from prefix_jax.errors import InputError
 from prefix_jax.model.compose import bank
 from prefix_jax.runs.inspect import inspect_prefix
+from prefix_jax.seal import SUMS
 from prefix_jax.storage.artifact import load_embeddings, load_prefix, save_prefix
 from prefix_jax.storage.exporting import export_prefix
 from prefix_jax.storage.importing import find_prefix
@@ -76,11 +78,11 @@ def test_what_is_stored_is_loaded(folder, backbone, prefix):
 def test_peft_is_offered_what_it_can_represent(folder, kind, tmp_path):
     names = {path.name for path in folder.iterdir()}
     if kind not in REASONS:
-        assert names == {TENSORS, CONFIG, OWN}
+        assert names == {TENSORS, CONFIG, OWN, SUMS}
         export_prefix(folder, tmp_path / "out", base_model="me/mine")
         assert json.loads((folder / OWN).read_text())["peft"] == "readable"
         return
-    assert names == {OWN_TENSORS, OWN}
+    assert names == {OWN_TENSORS, OWN, SUMS}
     assert "not readable" in json.loads((folder / OWN).read_text())["peft"]
     with pytest.raises(InputError, match=f"PEFT cannot represent.*{REASONS[kind]}"):
         export_prefix(folder, tmp_path / "out")
@@ -204,6 +206,7 @@ def test_a_description_that_cannot_be_is_refused(tmp_path, backbone, changes, me
     save_prefix(folder, make(backbone, **KINDS["layers"]), backbone=backbone)
     record = json.loads((folder / OWN).read_text())
     (folder / OWN).write_text(json.dumps(record | changes))
+    unseal(folder)
     with pytest.raises(InputError, match=message):
         load_prefix(folder, backbone)
 
@@ -212,7 +215,7 @@ def test_what_peft_leaves_out_the_backbone_says(tmp_path, backbone, model_folder
     """The smallest description that PEFT loads has no layers, heads or width."""
     folder = tmp_path / "p"
     save_prefix(folder, make(backbone), backbone=backbone)
-    (folder / OWN).unlink()
+    as_by_peft(folder)
     least = {"peft_type": "PREFIX_TUNING", "num_virtual_tokens": LENGTH}
 
     def describe(**more):
@@ -248,7 +251,7 @@ def test_shorten_by_the_command_line(tmp_path, backbone, capsys):
     """What PEFT wrote is cut as well; the prefix itself is never overwritten."""
     folder = tmp_path / "p"
     save_prefix(folder, make(backbone), backbone=backbone)
-    (folder / OWN).unlink()
+    as_by_peft(folder)
 
     def run(*arguments):
         with pytest.raises(SystemExit) as exit:

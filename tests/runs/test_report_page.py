@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from folders import unseal
 
 from prefix_jax.data.tasks import Example
 from prefix_jax.data.tokens import encode_examples
@@ -249,6 +250,7 @@ def test_without_the_backbone_the_rest_is_complete(run, tmp_path, change):
     record = json.loads(path.read_text())
     change(record)
     path.write_text(json.dumps(record))
+    unseal(path.parent)
     page = made(tmp_path, run, attention=True)
     assert "mine not measured: the backbone" in page.text
     assert page.tables == whole.tables
