@@ -86,7 +86,7 @@ def write_report(
     }
     if options.out:
         options.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    if options.plot:
+    if getattr(options, "plot", None):
         draw(report, options.plot)
 
 
