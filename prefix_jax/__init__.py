@@ -18,6 +18,7 @@ with epy.lazy_api_imports(globals()):
         OptimConfig,
         TrainConfig,
     )
+    from prefix_jax.data.tokens import encode_prompts
     from prefix_jax.data_config import DataConfig
     from prefix_jax.decoding.generate import generate, generate_sequences, stream
     from prefix_jax.decoding.request import Generated
@@ -64,6 +65,7 @@ __all__ = [
     "average",
     "bank",
     "concatenate",
+    "encode_prompts",
     "export_prefix",
     "generate",
     "generate_sequences",

@@ -95,9 +95,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not _is_out_of_memory(error):
             raise
         print(
-            f"error: out of memory: {first_line(error)}; lower "
-            "train.batch_size or raise train.accumulate, lower decode.batch_size, "
-            "data.max_length or prefix.length, or use backbone.remat",
+            f"error: out of memory: {first_line(error).rstrip('.')}; lower "
+            "train.batch_size or raise train.accumulate, lower data.max_length or "
+            "prefix.length, or use backbone.remat; to generate, lower "
+            "decode.batch_size, decode.beams or decode.sequences",
             file=sys.stderr,
         )
         status = 2

@@ -124,7 +124,8 @@ def test_too_little_memory_is_said_in_a_line(error, monkeypatch, capsys):
         cli.main(["export"])
     assert exit.value.code == 2
     said = capsys.readouterr().err
-    assert said.startswith(f"error: out of memory: {error}; lower train.batch_size")
+    what = str(error).rstrip(".")
+    assert said.startswith(f"error: out of memory: {what}; lower train.batch_size")
     assert said.count("\n") == 1
 
 

@@ -1,7 +1,9 @@
 """Prefixes made of prefixes: what each composition means."""
 
 import dataclasses
+from inspect import unwrap
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -203,3 +205,37 @@ def test_backbones_cannot_be_mixed(make):
     other = KV(a.keys[:2], a.values[:2])
     with pytest.raises(InputError, match="different backbones"):
         bank([a, other])
+
+
+def test_weights_may_be_traced(make):
+    """A mixture can be learned."""
+    one, other = make(4), make(4, seed=1)
+
+    def mixed(t):
+        return interpolate(one, other, t)
+
+    chex.assert_trees_all_close(jax.jit(mixed)(0.3), mixed(0.3), rtol=1e-6)
+    slope = jax.grad(lambda t: mixed(t).keys.sum())(0.3)
+    np.testing.assert_allclose(slope, (other.keys - one.keys).sum(), rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("compose", "said"),
+    [
+        (lambda kv: unwrap(concatenate)(kv), "expected several prefixes, got one"),
+        (
+            lambda kv: unwrap(concatenate)(["runs/a"]),
+            "got 'runs/a': load a stored one with",
+        ),
+        (
+            lambda kv: unwrap(average)([kv, kv], ["x", "y"]),
+            "weights must be finite numbers",
+        ),
+        (lambda kv: average([kv, kv], [1.0]), "2 prefixes need as many weights"),
+        (lambda kv: unwrap(interpolate)(kv, kv, "x"), "t is 'x'; expected a number"),
+    ],
+)
+def test_what_is_no_prefix_or_weight_is_refused(make, compose, said):
+    """Unwrapped, as users have it: types are checked in the tests only."""
+    with pytest.raises(InputError, match=said):
+        compose(make(4))

@@ -191,6 +191,8 @@ def encode_prompts(
 ) -> list[Int32[np.ndarray, "_"]]:
     """What stands before the target in a Row: " {source}" and the separator.
 
+    It is what a prefix that was trained for a task expects, and `generate` takes it: a
+    text alone would be continued. (The separator is a token, which no text can name.)
     Prompts are never cut; `truncate_prompts` does that.
     """
     bos, _ = separators(tokenizer)

@@ -58,10 +58,10 @@ def generate_sequences(
 ) -> list[list[Generated]]:
     """After each prompt, `decode.sequences` texts; from beams, the best first.
 
-    Prompts are texts, in which special tokens are text like any other, or token ids (as
-    `data.encode_prompts` makes them in the format a task was trained with). With a bank
-    of prefixes (`compose.bank`), `prefix_ids` says which is each prompt's. A prompt's
-    texts do not depend on the other prompts, but samples on its number among them;
+    Prompts are texts to continue, in which special tokens are text like any other, or
+    token ids: of a task, a prefix was trained with what `encode_prompts` makes. With a
+    bank of prefixes (`compose.bank`), `prefix_ids` says which is each prompt's. A
+    prompt's texts do not depend on the other prompts, but samples on its number there;
     with `seeds`, one for each prompt, not even on that: they are what `decode.seed`
     gives the prompt alone (None: as without). `progress` hears how many are done.
     Raises InputError for an unknown prefix, where prefix + prompt + new tokens exceed

@@ -10,13 +10,18 @@ are the same prefix.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
+from numbers import Real
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, Float
 
 from prefix_jax.errors import InputError
-from prefix_jax.model.kv import KV
+from prefix_jax.model.kv import KV, check_kv
 
 
 def bank(prefixes: Sequence[KV]) -> KV:
@@ -76,7 +81,9 @@ def concatenate(prefixes: Sequence[KV]) -> KV:
     )
 
 
-def average(prefixes: Sequence[KV], weights: Sequence[float] | None = None) -> KV:
+def average(
+    prefixes: Sequence[KV], weights: Sequence[float | Float[Array, ""]] | None = None
+) -> KV:
     """The weighted mean of keys and of values, position by position.
 
     `weights` need not sum to 1: they are divided by their sum; None: all equal. It is
@@ -86,20 +93,11 @@ def average(prefixes: Sequence[KV], weights: Sequence[float] | None = None) -> K
     """
     _check_alike(prefixes)
     _check_same_shape(prefixes, "average", length=True)
-    given = np.ones(len(prefixes)) if weights is None else np.asarray(weights, float)
-    if given.shape != (len(prefixes),) or not np.isfinite(given).all():
-        raise InputError(
-            f"{len(prefixes)} prefixes need as many finite weights; got {weights}"
-        )
-    if given.sum() == 0:
-        raise InputError(f"weights {weights} sum to 0; they cannot be normalised")
-    shares = given / given.sum()
+    shares = _shares(weights, len(prefixes))
 
     def mean(leaves):
         # Not a matrix product, which accelerators round to bf16 by default.
-        return sum(
-            np.float32(share) * x for share, x in zip(shares, leaves, strict=True)
-        )
+        return sum(share * x for share, x in zip(shares, leaves, strict=True))
 
     return dataclasses.replace(
         prefixes[0],
@@ -108,9 +106,35 @@ def average(prefixes: Sequence[KV], weights: Sequence[float] | None = None) -> K
     )
 
 
-def interpolate(start: KV, end: KV, t: float) -> KV:
+def interpolate(start: KV, end: KV, t: float | Float[Array, ""]) -> KV:
     """`(1 - t) * start + t * end`; t beyond 0 and 1 extrapolates. See `average`."""
+    if not isinstance(t, Tracer) and not isinstance(_plain(t), Real):
+        raise InputError(f"t is {t!r}; expected a number, 0 for start and 1 for end")
     return average([start, end], [1 - t, t])
+
+
+def _shares(weights, number) -> Float[Array | np.ndarray, " N"]:
+    """Weights that sum to 1, f32; traced ones are taken as they are."""
+    if weights is None:
+        weights = [1.0] * number
+    if len(weights) != number:
+        raise InputError(f"{number} prefixes need as many weights; got {weights}")
+    if not any(isinstance(weight, Tracer) for weight in jax.tree.leaves(weights)):
+        if not all(
+            isinstance(w, Real) and math.isfinite(w) for w in map(_plain, weights)
+        ):
+            raise InputError(f"weights must be finite numbers; got {weights}")
+        if sum(map(_plain, weights)) == 0:
+            raise InputError(f"weights {weights} sum to 0; they cannot be normalised")
+        given = np.asarray([_plain(weight) for weight in weights], float)
+        return np.asarray(given / given.sum(), np.float32)
+    traced = jnp.stack([jnp.asarray(weight, jnp.float32) for weight in weights])
+    return traced / traced.sum()
+
+
+def _plain(weight):
+    """An array's only number as Python's; anything else as it is."""
+    return weight.item() if getattr(weight, "size", None) == 1 else weight
 
 
 def _lengths(prefix):
@@ -126,8 +150,12 @@ def _pad(x, length):
 
 
 def _check_alike(prefixes):
+    if isinstance(prefixes, KV):
+        raise InputError("expected several prefixes, got one; give a list of them")
     if not prefixes:
         raise InputError("there are no prefixes; expected at least one")
+    for prefix in prefixes:
+        check_kv(prefix)
     first = prefixes[0]
     for number, prefix in enumerate(prefixes):
         if prefix.position_mode != first.position_mode:

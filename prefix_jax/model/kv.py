@@ -203,8 +203,9 @@ def check_prefix_ids(
 ) -> Int32[np.ndarray, " rows"]:
     """Which of the prefixes each row uses; all the only one where nothing is given.
 
-    Raises InputError for what is no number of a prefix for each row.
+    Raises InputError for what is no number of a prefix for each row, and no KV.
     """
+    check_kv(prefix)
     if prefix_ids is None:
         if prefix is not None and prefix.number > 1:
             raise InputError(
@@ -222,6 +223,15 @@ def check_prefix_ids(
         )
     _check_known(ids, prefix.number)
     return ids.astype(np.int32)
+
+
+def check_kv(prefix: object) -> None:
+    """InputError for what stands in the place of a prefix and is none."""
+    if prefix is not None and not isinstance(prefix, KV):
+        raise InputError(
+            f"expected a prefix as a KV, got {prefix!r}: load a stored one with "
+            "load_prefix, and call what init_prefix gives"
+        )
 
 
 def _check_known(ids: Int[np.ndarray, "_"], number: int) -> None:

@@ -8,6 +8,7 @@ import functools
 import json
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -146,6 +147,12 @@ def _open_safetensors(path: Path) -> dict[str, Stored]:
         ) from None
 
 
+def _is_pickle(path: Path) -> bool:
+    """Whether it begins as a pickle does, or is a zip file, which holds one."""
+    with path.open("rb") as file:
+        return zipfile.is_zipfile(path) or file.read(1) == pickle.PROTO
+
+
 def _open_pickle(path: Path) -> dict[str, Stored]:
     try:
         import torch
@@ -156,13 +163,19 @@ def _open_pickle(path: Path) -> dict[str, Stored]:
             f"safetensors once:\n  {_conversion(path.parent)}"
         ) from None
     try:
-        values = torch.load(
-            path,
-            map_location="cpu",
-            weights_only=True,
-            mmap=zipfile.is_zipfile(path),  # not of files from before torch 1.6
-        )
+        with warnings.catch_warnings(action="ignore"):  # the refusal says it all
+            values = torch.load(
+                path,
+                map_location="cpu",
+                weights_only=True,
+                mmap=zipfile.is_zipfile(path),  # not of files from before torch 1.6
+            )
     except pickle.UnpicklingError:
+        if not _is_pickle(path):
+            raise InputError(
+                f"{path} is no weight file: neither safetensors nor what torch.save "
+                "writes"
+            ) from None
         raise InputError(
             f"{path} holds more than tensors, and loading it could run code; refused: "
             "ask its author for safetensors"

@@ -251,7 +251,7 @@ def _recorded_kind(
 def _check_labels(kind: Kind, who: str) -> None:
     if (kind.task == "classification") != bool(kind.labels):
         raise InputError(
-            f'{who} has the task "{kind.task}" and the labels {kind.labels}; '
+            f'{who} is used for the task "{kind.task}" with the labels {kind.labels}; '
             '"classification", and it alone, needs them, such as --labels 0=negative '
             "1=positive"
         )

@@ -114,7 +114,8 @@ def _prompts(metadata: Metadata) -> str:
         what += "label."
     return (
         f"A prompt is a source,{linearised} with a space before it and the tokenizer's "
-        f"begin token after it; {what}"
+        f"begin token after it; {what} (In Python `pj.encode_prompts` makes prompts "
+        "for `pj.generate`; on the command line `generate` does so by itself.)"
     )
 
 
