@@ -36,9 +36,12 @@ def json_value(value: object) -> str:
     if value is None:
         return "null"
     written = json.dumps(value, ensure_ascii=False, default=repr)
-    if len(written) > 60:
-        written = f"{written[:60]}..."
-    return f"{written}, {json_kind(value)}"
+    return f"{shortened(written, 60)}, {json_kind(value)}"
+
+
+def shortened(text: str, most: int = 200) -> str:
+    """The beginning of a text that a message quotes."""
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def first_line(error: BaseException) -> str:

@@ -33,6 +33,7 @@ FLOORS = [
     "prefix_config",
     "score_config",
     "checks",
+    "json_text",
     "errors",
 ]
 

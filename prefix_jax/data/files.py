@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from prefix_jax.errors import InputError, closest, json_kind
+from prefix_jax.json_text import parse
 from prefix_jax.model.loading import END
 
 TABLE_ENDINGS = (".jsonl", ".csv", ".tsv")
@@ -142,8 +143,8 @@ def _read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, object]]]:
             continue
         place = f"{path}, line {number}"
         try:
-            row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+            row = parse(line)
+        except json.JSONDecodeError as error:
             raise InputError(
                 f"{place}: not JSON ({error}); expected one object a line, "
                 'such as {"source": "...", "target": "..."}'

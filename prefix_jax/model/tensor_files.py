@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from prefix_jax.errors import InputError, json_kind
+from prefix_jax.json_text import parse
 
 SAFE, PICKLE = ".safetensors", ".bin"
 FLOATS = ("F64", "F32", "F16", "BF16")
@@ -84,7 +85,7 @@ def save_tensors(tensors: Mapping[str, np.ndarray], path: Path) -> None:
 def read_json(path: Path) -> dict:
     """The object in a JSON file; InputError if the file is missing or holds none."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(
             f"{path} is missing; expected a Hugging Face folder with a {path.name}"

@@ -5,7 +5,6 @@ A run may lack any of its files: it was interrupted, or is not evaluated yet.
 
 import dataclasses
 import functools
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import jax
 
 from prefix_jax.errors import InputError
+from prefix_jax.json_text import parse
 from prefix_jax.learning.split import count
 from prefix_jax.model.gpt2 import GPT2
 from prefix_jax.model.gpt2_config import GPT2Config
@@ -197,7 +197,7 @@ def read_written(path: Path) -> Written:
         if not text:
             continue
         try:
-            line = json.loads(text)
+            line = parse(text)
             kept = {name: line[name] for name in ("text", "references")}
             found[line["source"]] = {**line, **kept}
         except (ValueError, KeyError, TypeError):
@@ -218,7 +218,7 @@ def _methods(folder: Path) -> dict[str, Mapping[str, Any]]:
         inner = [method for method in LABELS if _holds_run(folder / method)]
         return {method: {"method": method} for method in inner}
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
+        rows = parse(path.read_text(encoding="utf-8"))
         return {row["method"]: row for row in rows}
     except (ValueError, KeyError, TypeError):
         raise InputError(

@@ -139,7 +139,11 @@ def recorded_config(workdir: Path) -> Config:
     `workdir` may be in a bucket.
     """
     with at_hand(workdir) as place:
-        return Config.from_dict(read_record(place.folder)["config"])
+        recorded = read_record(place.folder)["config"]
+        try:
+            return Config.from_dict(recorded)
+        except InputError as error:
+            raise InputError(f"{place.folder / 'config.json'}: {error}") from error
 
 
 def _check_same(old: dict, new: dict, workdir: Path) -> None:

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from prefix_jax.errors import InputError
+from prefix_jax.json_text import parse
 from prefix_jax.storage.files import write_text
 from prefix_jax.storage.pictures import COLOURS, GREY, chart
 
@@ -184,7 +185,7 @@ def _parse(path: Path) -> Iterator[Line]:
     texts = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
     for number, text in enumerate(texts, 1):
         try:
-            line = json.loads(text)
+            line = parse(text)
         except ValueError:
             line = None
         if not (

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from prefix_jax.data.files import find_file, read_lines
 from prefix_jax.errors import InputError
+from prefix_jax.json_text import parse_part
 
 SPLITS = {
     "train": "dart-v1.1.1-full-train",
@@ -73,7 +74,6 @@ def _is_triple(triple: object) -> bool:
 
 def _members(path: Path, text: str) -> Iterator[tuple[str, object]]:
     """Members of a JSON list one by one, each with the line that it begins in."""
-    decoder = json.JSONDecoder()
     line, counted = 1, 0
 
     def skip(position: int) -> int:
@@ -98,7 +98,7 @@ def _members(path: Path, text: str) -> Iterator[tuple[str, object]]:
         line += text.count("\n", counted, position)
         counted = position
         try:
-            member, position = decoder.raw_decode(text, position)
+            member, position = parse_part(text, position)
         except json.JSONDecodeError as error:
             raise InputError(
                 f"{path}, line {error.lineno}: not JSON ({error.msg}); "
