@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from prefix_jax.data.files import find_file, read_lines
+from prefix_jax.data.files import LARGEST, find_file, read_lines
 from prefix_jax.errors import InputError
 from prefix_jax.json_text import parse_part
 
@@ -50,7 +50,7 @@ def read(folder: Path, split: str) -> Iterator[tuple[str, dict[str, object]]]:
     Raises InputError with file and line.
     """
     path = find_split(folder, split)
-    for place, entry in _members(path, "".join(line for _, line in read_lines(path))):
+    for place, entry in _members(path, _text(path)):
         match entry:
             case {"tripleset": list(triples), "annotations": list(annotations)}:
                 pass
@@ -62,6 +62,20 @@ def read(folder: Path, split: str) -> Iterator[tuple[str, dict[str, object]]]:
         if not texts or not all(isinstance(text, str) for text in texts):
             raise InputError(f"{place}: annotations without a text; {_EXPECTED}")
         yield place, {SOURCE: linearise(triples), TEXTS: texts}
+
+
+def _text(path: Path) -> str:
+    """The whole file, which is one list."""
+    lines, size = [], 0
+    for number, line in read_lines(path):
+        size += len(line)
+        if size > LARGEST:
+            raise InputError(
+                f"{path}, line {number}: more than {LARGEST:,} characters, which is "
+                "no file of DART; copy it again"
+            )
+        lines.append(line)
+    return "".join(lines)
 
 
 def _is_triple(triple: object) -> bool:
