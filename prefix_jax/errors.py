@@ -44,6 +44,11 @@ def shortened(text: str, most: int = 200) -> str:
     return text if len(text) <= most else f"{text[:most]}..."
 
 
+def shown(value: object) -> str:
+    """A value as Python writes it, shortened."""
+    return shortened(repr(value))
+
+
 def first_line(error: BaseException) -> str:
     """What an error says first; its type's name where it says nothing."""
     return (str(error).splitlines() or [type(error).__name__])[0]

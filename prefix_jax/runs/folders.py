@@ -15,7 +15,7 @@ from prefix_jax.errors import InputError
 from prefix_jax.json_text import parse
 from prefix_jax.learning.split import count
 from prefix_jax.model.gpt2 import GPT2
-from prefix_jax.model.gpt2_config import GPT2Config
+from prefix_jax.model.loading import load_config
 from prefix_jax.model.tensor_files import read_json
 from prefix_jax.runs.compare import LABELS
 from prefix_jax.runs.evaluation import Evaluation
@@ -140,7 +140,7 @@ class Run:
         if holds_prefix(best):
             shape = read_shape(best, read_metadata(best))
         elif (best / "config.json").is_file():
-            shape = GPT2Config.from_dict(read_json(best / "config.json"))
+            shape = load_config(best)
         else:
             return None
         return count(jax.eval_shape(lambda: GPT2(shape, key=jax.random.key(0))))

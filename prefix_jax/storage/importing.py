@@ -152,7 +152,7 @@ def _from_control(tensors, config, source, backbone) -> Found:
             )
         tensor, kind = flat.reshape(-1, columns), "AdapterHub's flat prefix"
     else:
-        tensor = _fold(tensors, group, config, source)
+        tensor = _fold(tensors, group, config, source, shape)
         kind = "the paper's MLP (Li & Liang, AdapterHub), folded"
     return Found(_shifted(tensor, source, shape), kind)
 
@@ -163,8 +163,9 @@ def _shifted(tensor: Float[np.ndarray, "..."], source: Path, config: GPT2Config)
     return from_tensor(tensor, config)
 
 
-def _fold(tensors, group, config, source) -> Float[np.ndarray, "P C"]:
+def _fold(tensors, group, config, source, shape) -> Float[np.ndarray, "P C"]:
     """The paper's network, run once in f64."""
+    columns = shape.n_layer * 2 * shape.n_embd
     # AdapterHub nests what it says of the network.
     nested = config.get("config")
     network = nested if isinstance(nested, dict) else config
@@ -181,15 +182,22 @@ def _fold(tensors, group, config, source) -> Float[np.ndarray, "P C"]:
     missing = [name for name in names if name not in tensors]
     if missing:
         raise InputError(f"{source} lacks {', '.join(missing)}")
+    shapes = [tensors[name].shape for name in names]
+    length, width, hidden = *(*shapes[0], 0, 0)[:2], *(*shapes[2], 0)[:1]
+    expected = [(length, width), (hidden, width), (hidden,), (columns, hidden)]
+    if shapes != [*expected, (columns,)]:
+        said = ", ".join(f"{n} {list(tensors[n].shape)}" for n in names)
+        raise InputError(
+            f"{source}: shapes do not fit together, or not the backbone, for which "
+            f"{_OUTER}.bias would have [{columns}]: {said}"
+        )
+    shape.check_room(length, f"the prefix in {source}")
     embedding, w1, b1, w2, b2 = (
         _read(tensors, name, source).astype(np.float64) for name in names
     )
-    try:
+    with np.errstate(all="ignore"):  # what is not finite is refused afterwards
         folded = np.tanh(embedding @ w1.T + b1) @ w2.T + b2
-    except ValueError:
-        shapes = ", ".join(f"{n} {list(tensors[n].shape)}" for n in names)
-        raise InputError(f"{source}: shapes do not fit together: {shapes}") from None
-    return folded.astype(np.float32)
+        return folded.astype(np.float32)
 
 
 def _read(
