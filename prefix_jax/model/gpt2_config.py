@@ -8,7 +8,7 @@ from prefix_jax.checks import Bounds, Size, check, hints
 from prefix_jax.errors import InputError, shown
 from prefix_jax.model.activations import activation
 
-NotNegative = Annotated[float, Bounds(least=0)]
+Small = Annotated[float, Bounds(least=0, most=1_000)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,8 +22,8 @@ class GPT2Config:
     n_head: Size = 12
     n_inner: Size | None = None
     activation_function: str = "gelu_new"
-    layer_norm_epsilon: NotNegative = 1e-5
-    initializer_range: NotNegative = 0.02
+    layer_norm_epsilon: Small = 1e-5
+    initializer_range: Small = 0.02
     scale_attn_weights: bool = True
     scale_attn_by_inverse_layer_idx: bool = False
     reorder_and_upcast_attn: bool = False

@@ -15,7 +15,7 @@ import dataclasses
 import importlib.metadata
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -186,19 +186,23 @@ class Checkpoints:
         if missing:
             raise InputError(
                 f"checkpoint {folder} is incomplete: {', '.join(missing)} missing; "
-                "remove that folder to go on from the checkpoint before it"
+                f"{_REMEDY}"
             )
-        record, data_state = self._read_json(step)
+        with _read(folder):
+            record, data_state = self._read_json(step)
+        if not isinstance(record, dict) or not {"backbone", "run"} <= record.keys():
+            raise InputError(f"checkpoint {folder} has no record; {_REMEDY}")
         self._check_origin(folder, record)
         wanted = _to_arrays(like)
-        _check_arrays(folder, record["arrays"], wanted)
+        _check_arrays(folder, _arrays(folder, record), wanted)
         abstract = {
             name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
             for name, x in wanted.items()
         }
-        found = self._manager.restore(
-            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-        )
+        with _read(folder):
+            found = self._manager.restore(
+                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+            )
         return Restored(_from_arrays(found["state"], like), data_state, record["run"])
 
     def _read_json(self, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -231,6 +235,24 @@ class Checkpoints:
         )
 
 
+_REMEDY = "remove that folder to go on from the checkpoint before it"
+
+
+@contextlib.contextmanager
+def _read(folder: Folder) -> Iterator[None]:
+    """InputError for what Orbax makes of damaged files, which can be anything."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:
+        if "RESOURCE_EXHAUSTED" in str(error):  # the device's memory
+            raise
+        raise InputError(
+            f"checkpoint {folder} cannot be read ({first_line(error)[:300]}); {_REMEDY}"
+        ) from error
+
+
 def trained_numbers(workdir: Path) -> int | None:
     """How many numbers the run in `workdir` trains; None where no checkpoint says."""
     folder = Path(workdir) / "checkpoints"
@@ -238,13 +260,32 @@ def trained_numbers(workdir: Path) -> int | None:
     for step in sorted(steps, reverse=True):
         path = folder / str(step) / "meta" / "metadata"
         if path.is_file():
-            arrays = read_json(path).get("arrays", {})
+            arrays = _arrays(path, read_json(path))
             return sum(
                 math.prod(facts["shape"])
                 for name, facts in arrays.items()
                 if name.startswith("trainable/")
             )
     return None
+
+
+def _arrays(path: Folder, record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Shape and type of each array in a checkpoint's record."""
+    arrays = record.get("arrays")
+    if isinstance(arrays, dict) and all(map(_is_facts, arrays.values())):
+        return arrays
+    raise InputError(
+        f"{path} does not say what the arrays of the checkpoint are; remove the folder "
+        "of its step"
+    )
+
+
+def _is_facts(facts: object) -> bool:
+    """Whether it is what `_facts` makes."""
+    if not isinstance(facts, dict) or not isinstance(facts.get("shape"), list):
+        return False
+    sides = facts["shape"]
+    return len(sides) <= 32 and all(type(n) is int and 0 <= n < 2**48 for n in sides)
 
 
 def library_versions() -> dict[str, str]:

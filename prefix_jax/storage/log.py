@@ -25,6 +25,7 @@ Split = Literal["train", "validation"]
 Line = dict[str, Any]
 
 _NAME = "metrics.jsonl"
+_LARGEST = float(np.finfo(np.float32).max)  # what is measured is f32
 
 
 class MetricsLog:
@@ -188,16 +189,26 @@ def _parse(path: Path) -> Iterator[Line]:
             line = parse(text)
         except ValueError:
             line = None
-        if not (
-            isinstance(line, dict)
-            and isinstance(line.get("step"), int)
-            and isinstance(line.get("split"), str)
-        ):
+        if not _is_ours(line):
             raise InputError(
                 f'{path}, line {number}: expected {{"step": ..., "split": ..., ...}}, '
                 f"found {text[:80]!r}; mend or remove the line"
             )
         yield line
+
+
+def _is_ours(line: object) -> bool:
+    """Whether a line names step and split, and all else are numbers or null."""
+    if not isinstance(line, dict):
+        return False
+    step, split = line.get("step"), line.get("split")
+    if type(step) is not int or not 0 <= step < 2**63 or not isinstance(split, str):
+        return False
+    numbers = [value for name, value in line.items() if name != "split"]
+    return all(
+        value is None or (type(value) in (int, float) and abs(value) <= _LARGEST)
+        for value in numbers
+    )
 
 
 class _Board:
