@@ -49,6 +49,16 @@ def shown(value: object) -> str:
     return shortened(repr(value))
 
 
+def printable(text: str) -> str:
+    """A message for a terminal: characters that would command it are written out.
+
+    They can come from any file whose names or values the message quotes.
+    """
+    return "".join(
+        one if one.isprintable() or one in " \n\t" else ascii(one)[1:-1] for one in text
+    )
+
+
 def first_line(error: BaseException) -> str:
     """What an error says first; its type's name where it says nothing."""
     return (str(error).splitlines() or [type(error).__name__])[0]

@@ -4,30 +4,35 @@
 harmed others' readers; several files of one case are parted by the fuzzer's mark.
 """
 
-import csv
-import gzip
 import importlib
 import json
 import re
+import resource
 import sys
-import tarfile
 import tempfile
-import tracemalloc
 from pathlib import Path
 
 import jaxtyping
+import numpy as np
 import pytest
 from conftest import REPOSITORY
-from hypothesis import assume, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
+from states import opened, start
 
-from prefix_jax.data import files
-from prefix_jax.data.official import dart, webnlg
-from prefix_jax.data.tasks import load_examples
-from prefix_jax.data_config import DataConfig
+from prefix_jax.cli import main
+from prefix_jax.config import Config
 from prefix_jax.errors import InputError
+from prefix_jax.model import loading
+from prefix_jax.model.tensor_files import open_tensors
+from prefix_jax.model.weights import save_backbone
+from prefix_jax.runs.record import write_record
+from prefix_jax.storage.log import MetricsLog
 
 BAD_FILES = Path(__file__).parent / "bad_files"
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+QUICK = settings(max_examples=50, deadline=None, derandomize=True)
 CASES = sorted(path for path in BAD_FILES.glob("*/*"))
 
 
@@ -74,118 +79,138 @@ def test_what_the_fuzzer_begins_with_is_valid(targets, tmp_path):
                 assert b"ENTITY" in seed[0] or number, f"{name}: {error}"
 
 
-# --- data ---------------------------------------------------------------------------
+# --- secrets and code ---------------------------------------------------------------
+
+SECRET = "hf_" + "s3cr3t" * 5
 
 
-@pytest.mark.parametrize(
-    ("source", "name", "whole"),
-    [
-        ("files", "train.jsonl.gz", b'{"source": "%s", "target": "b"}'),
-        ("files", "train.csv.gz", b"source,target\n%s,b\n"),
-        ("dart", "dart-v1.1.1-full-train.json.gz", b"[%s]"),
-        ("dart", "dart-v1.1.1-full-train.json.gz", b"[%s]\n" * 3),
-        ("webnlg", "webnlg.tar.gz", None),
-    ],
-)
-def test_a_small_file_of_much_is_refused_early(
-    source, name, whole, tmp_path, monkeypatch
-):
-    """A gzip file of a thousandth of its content: no more than `LARGEST` is held."""
-    for module in (files, dart, webnlg):
-        monkeypatch.setattr(module, "LARGEST", 2**20)
-    if whole is None:
-        member = tarfile.TarInfo("train/a.xml")
-        member.size = 2**26
-        content = member.tobuf() + bytes(member.size)
-    else:
-        content = whole.replace(b"%s", b" " * (2**26 // whole.count(b"%s")))
-    if whole is not None and whole.count(b"%s") > 1:  # lines that are short enough
-        content = content.replace(b" " * 2**19, b" " * (2**19 - 1) + b"\n")
-    path = tmp_path / name
-    path.write_bytes(gzip.compress(content))
-    assert path.stat().st_size < 2**18
-    del content
-    config = DataConfig(source=source, path=str(tmp_path))
-    tracemalloc.start()
-    try:
-        with pytest.raises(InputError, match=re.escape(str(path))):
-            load_examples(config, "train")
-        assert tracemalloc.get_traced_memory()[1] < 2**24
-    finally:
-        tracemalloc.stop()
+def test_no_token_is_written_down(tmp_path, monkeypatch, capsys):
+    """Neither in a run's record nor in what is said where the hub refuses."""
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY"):
+        monkeypatch.setenv(name, SECRET)
+    write_record(Config(), {"data": "0"}, tmp_path)
+    with MetricsLog(tmp_path) as log:
+        log.write(1, "train", {"loss": 1.0})
+    asked = []
+
+    def refuse(*_, **given):
+        asked.append(given)
+        raise OSError("401 Client Error: Unauthorized")
+
+    monkeypatch.setattr(loading, "snapshot_download", refuse)
+    with pytest.raises(SystemExit):
+        main(["generate", "--backbone", "some/gpt2", "--prompt", "a"])
+    with pytest.raises(InputError) as caught:
+        loading.load_backbone("some/gpt2")
+    said = [str(caught.value), *capsys.readouterr(), str(asked)]
+    said += [path.read_text() for path in tmp_path.rglob("*") if path.is_file()]
+    assert asked and not any(SECRET in text for text in said)
 
 
-def test_an_archive_of_very_many_files_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(webnlg, "MOST_MEMBERS", 10)
-    header = tarfile.TarInfo("train/a.xml").tobuf()
-    (tmp_path / "webnlg.tar.gz").write_bytes(gzip.compress(header * 11 + bytes(1024)))
-    with pytest.raises(InputError, match="more than 10 files"):
-        load_examples(DataConfig(source="webnlg", path=str(tmp_path)), "train")
+def test_the_code_that_a_folder_names_is_not_run(tmp_path, tokenizer, backbone):
+    """`auto_map` and classes of a hub's folder, which transformers would import."""
+    save_backbone(tmp_path, backbone)
+    tokenizer.save_pretrained(tmp_path)
+    code = "from pathlib import Path\nPath(__file__).with_name('ran').touch()\n"
+    (tmp_path / "evil.py").write_text(code + "class Evil: pass\n")
+    for name in ("config.json", "tokenizer_config.json"):
+        path = tmp_path / name
+        evil = {"auto_map": {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}}
+        evil["auto_map"] |= {"AutoConfig": "evil.Evil", "AutoModel": "evil.Evil"}
+        evil |= {"tokenizer_class": "Evil", "tokenizer_file": "/etc/passwd"}
+        path.write_text(json.dumps({**json.loads(path.read_text()), **evil}))
+    loading.load_backbone(tmp_path)
+    assert loading.load_tokenizer(tmp_path).encode("The mill")
+    assert not (tmp_path / "ran").exists()
 
 
-TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
-QUICK = settings(max_examples=50, deadline=None, derandomize=True)
+def test_nothing_asks_for_the_code_of_a_hub():
+    package = Path(loading.__file__).parents[1]
+    texts = [path.read_text(encoding="utf-8") for path in package.rglob("*.py")]
+    assert not any("trust_remote_code" in text for text in texts)
+    # `weights_only=True` stands beside the only one.
+    assert sum(text.count("torch.load(") for text in texts) == 1
+    assert not any(re.search(r"pickle\.loads?\(|\beval\(", text) for text in texts)
 
 
-def rows_of(path):
-    return [row for _, row in files.read_rows(path)]
+def test_a_message_does_not_command_the_terminal(tmp_path, capsys):
+    (tmp_path / "train.csv").write_text("source,\x1b[2Jname\na,b\n")
+    (tmp_path / "r.py").write_text(
+        "from prefix_jax.config import *\nfrom prefix_jax.data_config import *\n"
+        f"config = Config(data=DataConfig(path={str(tmp_path)!r}))\n"
+    )
+    with pytest.raises(SystemExit):
+        main(["train", str(tmp_path / "r.py"), "--workdir", str(tmp_path / "run")])
+    said = capsys.readouterr().err
+    assert r"\x1b[2Jname" in said and "\x1b" not in said
 
 
-@QUICK
-@given(rows=st.lists(st.dictionaries(TEXT, TEXT, max_size=3), max_size=4))
-def test_jsonl_gives_the_rows_that_were_written(rows):
-    with tempfile.TemporaryDirectory() as folder:
-        for number, ascii_only in enumerate((True, False)):
-            lines = [json.dumps(row, ensure_ascii=ascii_only) + "\n" for row in rows]
-            path = Path(folder, f"{number}.jsonl")
-            path.write_text("".join(lines), encoding="utf-8", newline="")
-            assert rows_of(path) == rows
-
-
-@QUICK
-@given(
-    columns=st.lists(TEXT, min_size=2, max_size=3, unique=True),
-    values=st.lists(st.lists(TEXT, min_size=3, max_size=3), max_size=4),
-)
-def test_csv_gives_the_rows_that_were_written(columns, values):
-    table = [columns, *(row[: len(columns)] for row in values)]
-    assume(not columns[0].startswith("\ufeff"))  # in front of a file it is no text
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "rows.csv")
-        with path.open("w", encoding="utf-8", newline="") as file:
-            csv.writer(file, quoting=csv.QUOTE_ALL).writerows(table)
-        assert [list(row.items()) for row in rows_of(path)] == [
-            list(zip(columns, row, strict=True)) for row in table[1:]
-        ]
+# --- tensors ------------------------------------------------------------------------
 
 
 @QUICK
 @given(
-    values=st.lists(st.lists(TEXT, min_size=2, max_size=2), max_size=4),
+    sides=st.lists(st.integers(0, 2**62), max_size=4),
+    start=st.integers(0, 2**62),
+    size=st.integers(0, 2**62),
+    length=st.one_of(st.none(), st.integers(0, 2**64 - 1)),
 )
-def test_tsv_gives_the_rows_that_were_written(values):
-    """What has neither tab nor line end; a row of nothing is no row."""
-    values = [[re.sub(r"[\t\r\n]", "", one) for one in row] for row in values]
+@example(sides=[2**40], start=0, size=2**42, length=None)
+@example(sides=[], start=0, size=4, length=2**63)
+def test_a_header_that_promises_more_than_the_file_holds(sides, start, size, length):
+    """It is refused before anything of that size is made."""
+    about = {"dtype": "F32", "shape": sides, "data_offsets": [start, start + size]}
+    header = json.dumps({"a": about}).encode()
+    first = len(header) if length is None else length
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "rows.tsv")
-        lines = ["source\ttarget", *map("\t".join, values)]
-        path.write_text("\n".join(lines), encoding="utf-8", newline="")
-        assert [list(row.values()) for row in rows_of(path)] == values
+        path = Path(folder, "model.safetensors")
+        path.write_bytes(first.to_bytes(8, "little") + header + bytes(16))
+        before = resource.getrlimit(resource.RLIMIT_AS)
+        taken = int(Path("/proc/self/statm").read_text().split()[0]) * 4096
+        resource.setrlimit(resource.RLIMIT_AS, (taken + 2**30, before[1]))
+        try:
+            held = [stored.read_f32().nbytes for stored in open_tensors(path).values()]
+            assert sum(held) <= 16
+        except InputError as error:
+            assert str(path) in str(error)
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+NAMES = st.one_of(
+    TEXT,
+    st.lists(st.sampled_from(["..", ".", "/", "\\", "model", "\0"]), max_size=5).map(
+        "".join
+    ),
+)
 
 
 @QUICK
-@given(content=st.binary(max_size=60), ending=st.sampled_from([*files.ENDINGS]))
-@example(content=b"\xef\xbb\xbf", ending=".csv")
-@example(content=b"\x1f\x8b\x08\x00", ending=".jsonl")
-def test_any_bytes_are_rows_or_an_input_error(content, ending):
-    with tempfile.TemporaryDirectory() as folder:
-        for zipped in ("", files.GZIP):
-            path = Path(folder, f"x{ending}{zipped}")
-            path.write_bytes(content)
-            try:
-                if ending in files.TABLE_ENDINGS:
-                    rows_of(path)
-                else:
-                    list(files.read_documents(path))
-            except InputError as error:
-                assert str(path) in str(error)
+@given(name=NAMES)
+def test_an_index_reads_beside_itself_only(name):
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place, "a", "b")
+        folder.mkdir(parents=True)
+        for near in (Path(place), folder.parent):  # what would be found outside
+            save_file({"x": np.ones(1, np.float32)}, near / "model")
+        index = folder / "model.safetensors.index.json"
+        index.write_text(json.dumps({"weight_map": {"x": name}}))
+        with pytest.raises(InputError, match=re.escape(str(index))):
+            open_tensors(folder)
+
+
+# --- checkpoints --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b"{}", b'{"format": 1}'])
+def test_a_damaged_record_of_a_checkpoint(damage, tmp_path, backbone):
+    state = start(backbone, length=3)
+    with opened(tmp_path) as checkpoints:
+        checkpoints.save(0, state, {}, {})
+    (path,) = tmp_path.rglob("meta/metadata")
+    path.write_bytes(damage)
+    with (
+        opened(tmp_path) as checkpoints,
+        pytest.raises(InputError, match=re.escape(str(tmp_path / "checkpoints" / "0"))),
+    ):
+        checkpoints.restore(start(backbone, length=3))
