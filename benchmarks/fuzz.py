@@ -11,6 +11,7 @@ told apart by their error and place are kept, with their files, under `--keep`.
 """
 
 import argparse
+import importlib
 import json
 import logging
 import os
@@ -28,7 +29,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fuzz_targets import Target
@@ -144,7 +145,7 @@ def _write(found: dict[str, dict[str, object]], path: Path) -> None:
 
 def _fuzz(name: str, seconds: int, keep: Path) -> None:
     """Does not return: libFuzzer ends the process."""
-    import atheris  # pyright: ignore[reportMissingImports]
+    atheris: Any = importlib.import_module("atheris")
 
     with atheris.instrument_imports(include=["prefix_jax"]):
         from fuzz_targets import MARK, TARGETS

@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import RepositoryNotFoundError
@@ -109,10 +109,8 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerFast:
         )
     _check_tokenizer_config(folder / "tokenizer_config.json")
     try:
-        tokenizer = kind.from_pretrained(
-            folder,
-            **{name: str(path) for name, path in files.items()},
-        )
+        given: dict[str, Any] = {name: str(path) for name, path in files.items()}
+        tokenizer = kind.from_pretrained(folder, **given)
     except (KeyboardInterrupt, SystemExit):
         raise
     # Damaged files fail in any way there is; a panic of Rust is not even an Exception.

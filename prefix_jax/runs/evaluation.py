@@ -73,6 +73,7 @@ class Evaluation:
         if classes is not None:
             confusion = tuple(tuple(row) for row in classes["confusion"])
             classes = ClassReport(tuple(classes["labels"]), confusion)
+        numbers: dict[str, Any]
         numbers = {name: _number(values[name]) for name in ("loss", "perplexity")}
         numbers["scores"] = _numbers(values["scores"])
         subsets = dict(values["subsets"])

@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import numpy as np
 
@@ -197,7 +197,7 @@ def _parse(path: Path) -> Iterator[Line]:
         yield line
 
 
-def _is_ours(line: object) -> bool:
+def _is_ours(line: object) -> TypeGuard[Line]:
     """Whether a line names step and split, and all else are numbers or null."""
     if not isinstance(line, dict):
         return False
