@@ -187,8 +187,8 @@ def _tried(target: "Target", folder: Path, keep: Path) -> Callable[[bytes], None
         seen.add((error, place))
         number = len(seen)
         (keep / f"{number}.case").write_bytes(case)
-        line = {"error": error, "place": place, "said": said[:200]}
-        notes.write(json.dumps(line) + "\n")
+        (keep / f"{number}.said").write_text(said, errors="replace")
+        notes.write(json.dumps({"error": error, "place": place}) + "\n")
 
     def call(case: bytes) -> None:
         shutil.rmtree(folder, ignore_errors=True)

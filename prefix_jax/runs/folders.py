@@ -23,7 +23,7 @@ from prefix_jax.runs.compare import LABELS
 from prefix_jax.runs.evaluation import Evaluation
 from prefix_jax.runs.record import read_record
 from prefix_jax.runs.result import stored_bytes
-from prefix_jax.storage.checkpoint import trained_numbers
+from prefix_jax.storage.checkpoint_record import trained_numbers
 from prefix_jax.storage.log import Line, read_metrics
 from prefix_jax.storage.metadata import holds_prefix, read_metadata, read_shape
 

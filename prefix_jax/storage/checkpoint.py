@@ -14,7 +14,6 @@ import contextlib
 import dataclasses
 import importlib.metadata
 import json
-import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -29,10 +28,7 @@ from prefix_jax.distributed import is_first
 from prefix_jax.errors import InputError, first_line
 from prefix_jax.learning.split import leaf_names
 from prefix_jax.learning.step import TrainState
-from prefix_jax.model.tensor_files import read_json
-
-Folder = Path | epath.Path
-"""On this machine, or in a bucket."""
+from prefix_jax.storage.checkpoint_record import Folder, is_step, read_arrays
 
 FORMAT = 1
 _ITEMS = ("state", "data", "meta")
@@ -89,7 +85,7 @@ class Checkpoints:
         if is_first() and isinstance(self.folder, Path):
             # Orbax would take an empty step folder for the latest checkpoint. (In a
             # bucket there are none.)
-            for folder in filter(_is_step, self.folder.iterdir()):
+            for folder in filter(is_step, self.folder.iterdir()):
                 if not any(folder.iterdir()):
                     folder.rmdir()
         sync_global_devices("checkpoints")
@@ -194,7 +190,7 @@ class Checkpoints:
             raise InputError(f"checkpoint {folder} has no record; {_REMEDY}")
         self._check_origin(folder, record)
         wanted = _to_arrays(like)
-        _check_arrays(folder, _arrays(folder, record), wanted)
+        _check_arrays(folder, read_arrays(folder, record), wanted)
         abstract = {
             name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
             for name, x in wanted.items()
@@ -227,7 +223,7 @@ class Checkpoints:
             )
 
     def _not_written(self, error: Exception) -> OSError:
-        complete = sorted(int(p.name) for p in self.folder.glob("*") if _is_step(p))
+        complete = sorted(int(p.name) for p in self.folder.glob("*") if is_step(p))
         return OSError(
             f"a checkpoint could not be written in {self.folder} "
             f"({first_line(error)[:300]}); steps there: "
@@ -253,41 +249,6 @@ def _read(folder: Folder) -> Iterator[None]:
         ) from error
 
 
-def trained_numbers(workdir: Path) -> int | None:
-    """How many numbers the run in `workdir` trains; None where no checkpoint says."""
-    folder = Path(workdir) / "checkpoints"
-    steps = [int(path.name) for path in folder.glob("*") if _is_step(path)]
-    for step in sorted(steps, reverse=True):
-        path = folder / str(step) / "meta" / "metadata"
-        if path.is_file():
-            arrays = _arrays(path, read_json(path))
-            return sum(
-                math.prod(facts["shape"])
-                for name, facts in arrays.items()
-                if name.startswith("trainable/")
-            )
-    return None
-
-
-def _arrays(path: Folder, record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Shape and type of each array in a checkpoint's record."""
-    arrays = record.get("arrays")
-    if isinstance(arrays, dict) and all(map(_is_facts, arrays.values())):
-        return arrays
-    raise InputError(
-        f"{path} does not say what the arrays of the checkpoint are; remove the folder "
-        "of its step"
-    )
-
-
-def _is_facts(facts: object) -> bool:
-    """Whether it is what `_facts` makes."""
-    if not isinstance(facts, dict) or not isinstance(facts.get("shape"), list):
-        return False
-    sides = facts["shape"]
-    return len(sides) <= 32 and all(type(n) is int and 0 <= n < 2**48 for n in sides)
-
-
 def library_versions() -> dict[str, str]:
     """Versions of the installed libraries that decide what a run computes."""
     versions = {}
@@ -295,10 +256,6 @@ def library_versions() -> dict[str, str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
     return versions
-
-
-def _is_step(folder: Folder) -> bool:
-    return folder.name.isdigit() and folder.is_dir()
 
 
 def _plain(value: Mapping[str, object]) -> dict[str, Any]:
