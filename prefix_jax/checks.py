@@ -3,11 +3,12 @@
 import dataclasses
 import functools
 import math
+import sys
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from prefix_jax.errors import InputError, closest
+from prefix_jax.errors import InputError, closest, shortened
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +133,9 @@ def _fits(value: object, hint: Any, bounds: Bounds) -> bool:
     kinds = int if hint is int else (int, float)
     if not isinstance(value, kinds) or isinstance(value, bool):
         return False
-    return math.isfinite(value) and bounds.hold(value)
+    # A whole number may be too large to be a float at all; comparing is exact.
+    within = abs(value) <= sys.float_info.max  # neither infinite nor NaN
+    return (hint is int or within) and bounds.hold(value)
 
 
 def _describe(hint: Any) -> str:
@@ -152,4 +155,4 @@ def _describe(hint: Any) -> str:
 
 
 def _show(value: object) -> str:
-    return f'"{value}"' if isinstance(value, str) else repr(value)
+    return shortened(f'"{value}"' if isinstance(value, str) else repr(value))

@@ -10,7 +10,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from prefix_jax.errors import InputError, closest, first_line
+from prefix_jax.errors import InputError, closest, first_line, printable
 from prefix_jax.process import keep_compiled_programs, keep_freed_memory
 from prefix_jax.runs.interrupt import INTERRUPTED, end_at_once
 
@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         finally:
             sys.stdout.flush()
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         status = 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -89,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 128 + signal.SIGPIPE
     except OSError as error:
-        print(f"error: {_refusal(error)}", file=sys.stderr)
+        print(f"error: {printable(_refusal(error))}", file=sys.stderr)
         status = 2
     except Exception as error:
         if not _is_out_of_memory(error):

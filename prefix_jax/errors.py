@@ -36,9 +36,27 @@ def json_value(value: object) -> str:
     if value is None:
         return "null"
     written = json.dumps(value, ensure_ascii=False, default=repr)
-    if len(written) > 60:
-        written = f"{written[:60]}..."
-    return f"{written}, {json_kind(value)}"
+    return f"{shortened(written, 60)}, {json_kind(value)}"
+
+
+def shortened(text: str, most: int = 200) -> str:
+    """The beginning of a text that a message quotes."""
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
+def shown(value: object) -> str:
+    """A value as Python writes it, shortened."""
+    return shortened(repr(value))
+
+
+def printable(text: str) -> str:
+    """A message for a terminal: characters that would command it are written out.
+
+    They can come from any file whose names or values the message quotes.
+    """
+    return "".join(
+        one if one.isprintable() or one in " \n\t" else ascii(one)[1:-1] for one in text
+    )
 
 
 def first_line(error: BaseException) -> str:

@@ -1,5 +1,6 @@
 """The scripts in benchmarks/ measure what they say."""
 
+import contextlib
 import importlib
 import json
 import math
@@ -192,6 +193,23 @@ def test_operations_are_those_of_the_matrices(run):
     assert count["full"]["head"] == 1.5 * count["prefix"]["head"]
     assert count["prefix"]["attention"] == count["full"]["attention"]
     assert count["top2"]["attention"] == count["full"]["attention"] * 2 / 3
+
+
+def test_the_fuzzer_changes_one_file(monkeypatch):
+    """By values where it is JSON, so that most cases get past the parser."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    fuzz, targets = map(importlib.import_module, ("fuzz", "fuzz_targets"))
+    files = [b'{"a": {"b": [1, "x"]}}', b"no JSON at all"]
+    case, whole = targets.MARK.join(files), 0
+    for seed in range(300):
+        given = case, targets.MARK, 1000, seed, lambda part, room: part[:-1]
+        changed = fuzz.mutate(*given)
+        assert changed == fuzz.mutate(*given) and len(changed) <= 1000
+        if changed.endswith(files[1]) and changed != case:
+            with contextlib.suppress(ValueError):
+                json.loads(changed.removesuffix(targets.MARK + files[1]))
+                whole += 1
+    assert whole > 50
 
 
 def test_perplexity_is_that_of_every_window(

@@ -34,6 +34,7 @@ FLOORS = [
     "score_config",
     "checks",
     "seal",
+    "json_text",
     "errors",
 ]
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from prefix_jax.data.files import GZIP, find_file, read_rows
-from prefix_jax.errors import InputError, closest
+from prefix_jax.errors import InputError, closest, shortened
 
 SPLITS = {"train": "trainset", "validation": "devset", "test": "testset_w_refs"}
 """Split names and the official files, which are `<name>.csv` or `<name>.csv.gz`."""
@@ -17,7 +17,9 @@ OFFICIAL_COLUMNS = ("mr", "ref")
 MEANING, TEXT = "meaning_representation", "human_reference"
 """What the official columns are called here, and in TFDS."""
 
-_ATTRIBUTE = r"\s*([^\[\],]+?)\s*\[([^\[\]]*)\]\s*"
+# Blanks around a name are in it, and stripped later: a pattern that could put them in
+# one place or another would try all of them, for hours.
+_ATTRIBUTE = r"([^\[\],]+)\[([^\[\]]*)\]\s*"
 _MEANING = re.compile(f"{_ATTRIBUTE}(,{_ATTRIBUTE})*")
 _NAMES = {
     "eatType": "Type",
@@ -33,15 +35,14 @@ def linearise(meaning: str) -> str:
     `name : Blue Spice | Type : coffee shop | area : city centre`. Raises InputError
     where the text is not of the first form.
     """
-    if not _MEANING.fullmatch(meaning):
+    found = re.findall(_ATTRIBUTE, meaning) if _MEANING.fullmatch(meaning) else []
+    pairs = [(name.strip(), value) for name, value in found]
+    if not pairs or not all(name for name, _ in pairs):
         raise InputError(
-            f'"{meaning}" is not an E2E meaning representation; '
+            f'"{shortened(meaning)}" is not an E2E meaning representation; '
             'expected such as "name[Blue Spice], area[city centre]"'
         )
-    return " | ".join(
-        f"{_NAMES.get(name, name)} : {value}"
-        for name, value in re.findall(_ATTRIBUTE, meaning)
-    )
+    return " | ".join(f"{_NAMES.get(name, name)} : {value}" for name, value in pairs)
 
 
 def find_split(folder: Path, split: str) -> Path:

@@ -1,6 +1,7 @@
 """JSONL, CSV, TSV and text files, plain or gzipped; errors name the file and line."""
 
 import csv
+import functools
 import gzip
 import json
 import zlib
@@ -8,12 +9,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from prefix_jax.errors import InputError, closest, json_kind
+from prefix_jax.json_text import parse
 from prefix_jax.model.loading import END
 
 TABLE_ENDINGS = (".jsonl", ".csv", ".tsv")
 TEXT_ENDINGS = (".txt", ".raw")  # WikiText's official files are `.raw`
 ENDINGS = (*TABLE_ENDINGS, *TEXT_ENDINGS)
 GZIP = ".gz"
+
+LARGEST = 2**28
+"""Bytes of the longest line, and of the largest file that is read at once. A gzip file
+can hold a thousand times its own size."""
 
 
 def listing(names: Iterable[str], most: int = 12) -> str:
@@ -95,12 +101,19 @@ def _no_folder(folder: Path) -> InputError:
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Line numbers (from 1) and lines, their ends kept, of a UTF-8 file.
 
-    Raises InputError on bytes that are not UTF-8 and on damaged gzip files.
+    Raises InputError on bytes that are not UTF-8, on damaged gzip files and on lines
+    longer than `LARGEST`.
     """
     number = 0
     try:
         with gzip.open(path) if path.suffix == GZIP else path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
+            lines = iter(functools.partial(file.readline, LARGEST + 1), b"")
+            for number, line in enumerate(lines, start=1):
+                if len(line) > LARGEST:
+                    raise InputError(
+                        f"{path}, line {number}: longer than {LARGEST:,} bytes; put "
+                        "each row or document in a line of its own"
+                    )
                 # Editors on Windows write a byte-order mark in front of the first line.
                 yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
@@ -142,8 +155,8 @@ def _read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, object]]]:
             continue
         place = f"{path}, line {number}"
         try:
-            row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+            row = parse(line)
+        except json.JSONDecodeError as error:
             raise InputError(
                 f"{place}: not JSON ({error}); expected one object a line, "
                 'such as {"source": "...", "target": "..."}'

@@ -4,6 +4,7 @@ import dataclasses
 import importlib.resources
 import itertools
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -130,8 +131,13 @@ def _sliced(name: str) -> tuple[str, slice]:
     found = _SLICE.fullmatch(name)
     if found is None:
         return name, slice(None)
-    start, stop = (int(number) if number else None for number in found.groups()[1:])
+    start, stop = (_row(number) if number else None for number in found.groups()[1:])
     return found.group(1), slice(start, stop)
+
+
+def _row(digits: str) -> int:
+    """A number of rows; one that no file has is as good as the largest."""
+    return int(digits) if len(digits) < len(str(sys.maxsize)) else sys.maxsize
 
 
 def _whole(config: DataConfig, name: str) -> Iterator[Placed]:

@@ -2,24 +2,28 @@
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Annotated
 
-from prefix_jax.errors import InputError
+from prefix_jax.checks import Bounds, Size, check, hints
+from prefix_jax.errors import InputError, shown
 from prefix_jax.model.activations import activation
+
+Small = Annotated[float, Bounds(least=0, most=1_000)]
 
 
 @dataclasses.dataclass(frozen=True)
 class GPT2Config:
     """Shape and variant, with Hugging Face's field names and defaults."""
 
-    vocab_size: int = 50257
-    n_positions: int = 1024
-    n_embd: int = 768
-    n_layer: int = 12
-    n_head: int = 12
-    n_inner: int | None = None
+    vocab_size: Size = 50257
+    n_positions: Size = 1024
+    n_embd: Size = 768
+    n_layer: Annotated[int, Bounds(least=1, most=10_000)] = 12
+    n_head: Size = 12
+    n_inner: Size | None = None
     activation_function: str = "gelu_new"
-    layer_norm_epsilon: float = 1e-5
-    initializer_range: float = 0.02
+    layer_norm_epsilon: Small = 1e-5
+    initializer_range: Small = 0.02
     scale_attn_weights: bool = True
     scale_attn_by_inverse_layer_idx: bool = False
     reorder_and_upcast_attn: bool = False
@@ -28,12 +32,9 @@ class GPT2Config:
     eos_token_id: int | None = 50256
 
     def __post_init__(self):
+        for field, hint in hints(type(self)).items():
+            check(field, getattr(self, field), hint)
         activation(self.activation_function)
-        sizes = ["vocab_size", "n_positions", "n_embd", "n_layer", "n_head"]
-        for field in sizes if self.n_inner is None else [*sizes, "n_inner"]:
-            value = getattr(self, field)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise InputError(f"{field} is {value!r}; expected a whole number >= 1")
         if self.n_embd % self.n_head:
             raise InputError(
                 f"n_embd {self.n_embd} is not a multiple of n_head {self.n_head}"
@@ -63,9 +64,8 @@ class GPT2Config:
         cross-attention, which this model does not have.
         """
         if values.get("model_type", "gpt2") != "gpt2":
-            raise InputError(
-                f"model_type is {values['model_type']!r}; only 'gpt2' can be read"
-            )
+            given = shown(values["model_type"])
+            raise InputError(f"model_type is {given}; only 'gpt2' can be read")
         if values.get("add_cross_attention"):
             raise InputError(
                 "add_cross_attention is set; expected a decoder-only GPT-2"

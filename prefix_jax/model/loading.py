@@ -4,14 +4,14 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import RepositoryNotFoundError
 from transformers import GPT2Tokenizer, PreTrainedTokenizerFast
 
 from prefix_jax.config import Dtype
-from prefix_jax.errors import InputError, closest, first_line
+from prefix_jax.errors import InputError, closest, first_line, json_value, shortened
 from prefix_jax.model.gpt2 import GPT2
 from prefix_jax.model.gpt2_config import GPT2Config
 from prefix_jax.model.tensor_files import open_tensors, read_json
@@ -65,9 +65,8 @@ def load_backbone(
         )
     folder = _find(name, (*_CONFIG, *_SAFETENSORS), (*_CONFIG, *_PICKLES))
     check_seal(folder)
-    config = GPT2Config.from_dict(read_json(folder / "config.json"))
     return fill(
-        config,
+        _read_config(folder / "config.json"),
         open_tensors(folder),
         origin=folder,
         dtype=dtype,
@@ -78,30 +77,46 @@ def load_backbone(
 
 def load_config(name: str | Path) -> GPT2Config:
     """The configuration of the backbone of that name, without its weights."""
-    return GPT2Config.from_dict(read_json(_find(name, _CONFIG) / "config.json"))
+    return _read_config(_find(name, _CONFIG) / "config.json")
+
+
+def _read_config(path: Path) -> GPT2Config:
+    """What a `config.json` describes; InputError with its path for anything else."""
+    try:
+        return GPT2Config.from_dict(read_json(path))
+    except InputError as error:
+        place = "" if str(error).startswith(str(path)) else f"{path}: "
+        raise InputError(f"{place}{error}") from error
 
 
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerFast:
     """The tokenizer of the backbone of that name, with a begin and an end token.
 
-    Reads tokenizer.json, or GPT-2's older vocab.json and merges.txt.
+    Reads tokenizer.json, or GPT-2's older vocab.json and merges.txt, of its folder.
     Raises InputError if the folder has neither, or damaged ones, or names no token that
     ends a text.
     """
     folder = _find(name, _TOKENIZER)
-    # The class is fixed here: one that the folder names is never imported.
-    if (folder / "tokenizer.json").is_file():
-        kind = PreTrainedTokenizerFast
-    elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-        kind = GPT2Tokenizer
+    # Class and files are fixed here: those that the folder names are not looked for.
+    new = {"tokenizer_file": folder / "tokenizer.json"}
+    old = {"vocab_file": folder / "vocab.json", "merges_file": folder / "merges.txt"}
+    if all(path.is_file() for path in new.values()):
+        kind, files = PreTrainedTokenizerFast, new
+    elif all(path.is_file() for path in old.values()):
+        kind, files = GPT2Tokenizer, old
     else:
         raise InputError(
             f"no tokenizer in {folder}; expected tokenizer.json, or vocab.json and "
             "merges.txt"
         )
+    _check_tokenizer_config(folder / "tokenizer_config.json")
     try:
-        tokenizer = kind.from_pretrained(folder)
-    except Exception as error:  # damaged files fail in any way there is
+        given: dict[str, Any] = {name: str(path) for name, path in files.items()}
+        tokenizer = kind.from_pretrained(folder, **given)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    # Damaged files fail in any way there is; a panic of Rust is not even an Exception.
+    except BaseException as error:
         raise InputError(
             f"the tokenizer in {folder} cannot be read ({first_line(error)}); copy or "
             "download its files again"
@@ -117,6 +132,18 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
+def _check_tokenizer_config(path: Path) -> None:
+    """InputError where it leads transformers to files that lie elsewhere."""
+    named = read_json(path).get("fast_tokenizer_files") if path.is_file() else None
+    names = named if isinstance(named, list) else [] if named is None else [named]
+    for name in names:
+        if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+", name):
+            raise InputError(
+                f"{path}: fast_tokenizer_files has {json_value(name)}; expected files "
+                "beside it, or leave the field out: tokenizer.json is read"
+            )
+
+
 def _find(
     name: str | Path, wanted: Sequence[str], otherwise: Sequence[str] = ()
 ) -> Path:
@@ -129,8 +156,11 @@ def _find(
     if name == "tiny":
         return _BUNDLED
     folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder
+    try:
+        if folder.is_dir():
+            return folder
+    except OSError as error:  # a name that is too long, say
+        raise InputError(f"{shortened(name)}: {error.strerror}") from error
     if folder.exists():
         raise InputError(f"{name} is a file; give the folder that holds config.json")
     if _is_path(name):

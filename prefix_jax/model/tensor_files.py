@@ -19,7 +19,8 @@ from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from prefix_jax.errors import InputError, json_kind
+from prefix_jax.errors import InputError, json_kind, shortened, shown
+from prefix_jax.json_text import parse
 
 SAFE, PICKLE = ".safetensors", ".bin"
 FLOATS = ("F64", "F32", "F16", "BF16")
@@ -85,7 +86,7 @@ def save_tensors(tensors: Mapping[str, np.ndarray], path: Path) -> None:
 def read_json(path: Path) -> dict:
     """The object in a JSON file; InputError if the file is missing or holds none."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(
             f"{path} is missing; expected a Hugging Face folder with a {path.name}"
@@ -107,9 +108,11 @@ def _open_shards(index: Path, open_file) -> dict[str, Stored]:
         )
     for name, file in shards.items():
         # A path would let the index read files from outside the folder.
-        if not isinstance(file, str) or not re.fullmatch(r"\w[\w.-]*", file):
+        plain = r"\w[\w.-]{,200}"
+        if not isinstance(file, str) or not re.fullmatch(plain, file, re.ASCII):
             raise InputError(
-                f"{index}: {name} is in {file!r}; expected a file beside the index"
+                f"{index}: {shortened(name)} is in {shown(file)}; expected a "
+                "file beside the index"
             )
     files = sorted(set(shards.values()))
     absent = [file for file in files if not (index.parent / file).is_file()]
@@ -198,16 +201,31 @@ def _open_pickle(path: Path) -> dict[str, Stored]:
     }
     tensors = {}
     for name, value in values.items():
-        if not isinstance(value, torch.Tensor):
+        if not isinstance(name, str) or not isinstance(value, torch.Tensor):
             raise InputError(
-                f"{path}: {name} is {type(value).__name__}; expected only tensors"
+                f"{path}: {shortened(str(name))} is {type(value).__name__}; expected "
+                "only tensors, by name"
+            )
+        plain = value.device.type == "cpu" and value.layout == torch.strided
+        if not plain or value.is_quantized:
+            raise InputError(
+                f"{path}: {shortened(name)} is a tensor of another kind (quantized, "
+                "sparse or without numbers); expected plain ones"
+            )
+        # A view may repeat a few numbers to more than any memory holds.
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise InputError(
+                f"{path}: {shortened(name)} has shape {list(value.shape)}, but the "
+                "file holds fewer numbers for it; store it without views"
             )
         wide = torch.float64 if value.dtype == torch.float64 else torch.float32
         tensors[name] = Stored(
             tuple(value.shape),
             names.get(value.dtype, str(value.dtype)),
             # numpy has no bf16 of torch's; f32 holds each bf16 exactly.
-            lambda value=value, wide=wide: value.detach().to(wide).numpy(),
+            lambda value=value, wide=wide: (
+                value.detach().to(wide).resolve_neg().numpy()
+            ),
         )
     return tensors
 

@@ -83,7 +83,7 @@ def loss_chart(curves: Sequence[Curve], width: int, height: int, name: str) -> s
     if logarithmic:
         low, high = low / 1.1, high * 1.1
     else:
-        room = 0.05 * (high - low) or 0.5
+        room = 0.05 * (high - low) or max(0.5, 0.05 * abs(high))
         low, high = low - room, high + room
     last = float(max(max(step for step, _ in points), 1))
     right = 8 + (7 * max(len(_short(one.label)) for one in curves) if labelled else 8)

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import math
+import re
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table as RichTable
 
+from prefix_jax.checks import NotNegative, check
 from prefix_jax.data.tasks import Split
 from prefix_jax.runs.validate import Written
 from prefix_jax.scoring.classes import ClassReport
@@ -64,17 +67,61 @@ class Evaluation:
     def from_dict(cls, values: Mapping[str, Any]) -> "Evaluation":
         """The inverse of `to_dict`; a null loss, of a run that diverged, is NaN.
 
-        Raises KeyError or TypeError for what is no evaluation.
+        Raises KeyError, TypeError or ValueError for what is no evaluation.
         """
         classes = values["classes"]
         if classes is not None:
             confusion = tuple(tuple(row) for row in classes["confusion"])
             classes = ClassReport(tuple(classes["labels"]), confusion)
-        numbers = {
-            name: math.nan if values[name] is None else float(values[name])
-            for name in ("loss", "perplexity")
-        }
-        return cls(**{**values, **numbers, "classes": classes})
+        numbers: dict[str, Any]
+        numbers = {name: _number(values[name]) for name in ("loss", "perplexity")}
+        numbers["scores"] = _numbers(values["scores"])
+        subsets = dict(values["subsets"])
+        numbers["subsets"] = {name: _numbers(one) for name, one in subsets.items()}
+        found = cls(**{**values, **numbers, "classes": classes})
+        found._check()
+        return found
+
+    def _check(self) -> None:
+        """What the fields hold and their types do not say; raises as `from_dict`."""
+        check("split", self.split, Split)
+        for name in ("tokens", "sources", "cut_sources"):
+            check(name, getattr(self, name), NotNegative)
+        # It is a part of file names.
+        if not isinstance(self.which, str) or not re.fullmatch(
+            r"[^/\\\0]{,200}", self.which
+        ):
+            raise ValueError("no name of a prefix")
+        wanted = {"sources", *self.scores}
+        # A single one is not shown.
+        if len(self.subsets) > 1 and not all(
+            wanted <= scores.keys() for scores in self.subsets.values()
+        ):
+            raise ValueError("a subset has other scores")
+        if self.classes is not None:
+            labels, confusion = self.classes.labels, self.classes.confusion
+            check("labels", labels, tuple[str, ...])
+            for row in confusion:
+                check("confusion", row, tuple[NotNegative, ...])
+            if {len(row) for row in (*confusion, confusion)} != {len(labels)}:
+                raise ValueError("a confusion matrix that is not square")
+
+
+def _numbers(values: object) -> dict[str, int | float]:
+    if not isinstance(values, Mapping):
+        raise TypeError("no scores")
+    return {name: _number(value) for name, value in values.items()}
+
+
+def _number(value: object) -> int | float:
+    """A number of a JSON file, where NaN is null; TypeError for anything else."""
+    if value is None:
+        return math.nan
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError("no number")
+    if abs(value) > sys.float_info.max:
+        raise ValueError("a number beyond every float")
+    return value
 
 
 def write_evaluation(workdir: Path, result: Evaluation, written: Written) -> None:
@@ -140,7 +187,7 @@ def subset_table(result: Evaluation) -> Table:
     """The scores of each subset, and of all."""
     return Table(
         "subset",
-        ["sources", *(NAMES[name] for name in result.scores)],
+        ["sources", *(NAMES.get(name, name) for name in result.scores)],
         [
             (name, [f"{scores['sources']:,.0f}", *_values(scores, result.scores)])
             for name, scores in result.subsets.items()

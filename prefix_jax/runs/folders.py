@@ -5,23 +5,25 @@ A run may lack any of its files: it was interrupted, or is not evaluated yet.
 
 import dataclasses
 import functools
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 
+from prefix_jax.checks import Bounds, NotNegative, check
+from prefix_jax.config import FIELDS
 from prefix_jax.errors import InputError
+from prefix_jax.json_text import parse
 from prefix_jax.learning.split import count
 from prefix_jax.model.gpt2 import GPT2
-from prefix_jax.model.gpt2_config import GPT2Config
+from prefix_jax.model.loading import load_config
 from prefix_jax.model.tensor_files import read_json
 from prefix_jax.runs.compare import LABELS
 from prefix_jax.runs.evaluation import Evaluation
 from prefix_jax.runs.record import read_record
 from prefix_jax.runs.result import stored_bytes
-from prefix_jax.storage.checkpoint import trained_numbers
+from prefix_jax.storage.checkpoint_record import trained_numbers
 from prefix_jax.storage.log import Line, read_metrics
 from prefix_jax.storage.metadata import holds_prefix, read_metadata, read_shape
 
@@ -30,6 +32,14 @@ Written = dict[str, dict[str, Any]]
 probabilities."""
 
 COMPARISON = "comparison.json"
+_ROW = {
+    "trained": Annotated[int, Bounds(least=0, most=2**63)],
+    "stored_bytes": Annotated[int, Bounds(least=0, most=2**63)],
+    "share": float,
+    "step": NotNegative,
+    "validation_loss": float,
+}
+"""Values of a comparison's row that are shown, where they are not null."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +59,13 @@ class Run:
     @functools.cached_property
     def record(self) -> dict[str, Any]:
         """config.json; empty where there is none."""
-        there = (self.folder / "config.json").is_file()
-        return read_record(self.folder) if there else {}
+        path = self.folder / "config.json"
+        record = read_record(self.folder) if path.is_file() else {}
+        train = record.get("config", {}).get("train", {})
+        for name in ("method", "steps", "patience"):
+            if train.get(name) is not None:
+                check(f"{path}: train.{name}", train[name], FIELDS[f"train.{name}"])
+        return record
 
     @property
     def config(self) -> dict[str, dict[str, Any]]:
@@ -140,7 +155,7 @@ class Run:
         if holds_prefix(best):
             shape = read_shape(best, read_metadata(best))
         elif (best / "config.json").is_file():
-            shape = GPT2Config.from_dict(read_json(best / "config.json"))
+            shape = load_config(best)
         else:
             return None
         return count(jax.eval_shape(lambda: GPT2(shape, key=jax.random.key(0))))
@@ -193,13 +208,14 @@ def read_written(path: Path) -> Written:
         return {}
     found: Written = {}
     # A line ends with "\n" only: texts may hold other line ends.
-    for number, text in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+    whole = path.read_text(encoding="utf-8", errors="replace")
+    for number, text in enumerate(whole.split("\n"), 1):
         if not text:
             continue
         try:
-            line = json.loads(text)
-            kept = {name: line[name] for name in ("text", "references")}
-            found[line["source"]] = {**line, **kept}
+            line = parse(text)
+            _check_written(line)
+            found[line["source"]] = line
         except (ValueError, KeyError, TypeError):
             raise InputError(
                 f'{path}, line {number}: expected {{"source": ..., "text": ..., '
@@ -207,6 +223,17 @@ def read_written(path: Path) -> Written:
                 "evaluate again"
             ) from None
     return found
+
+
+def _check_written(line: Mapping[str, Any]) -> None:
+    """KeyError, TypeError or ValueError unless a line is one of ours."""
+    for name in ("source", "text"):
+        check(name, line[name], str)
+    if not isinstance(line["references"], list):
+        raise TypeError("no list")
+    check("references", tuple(line["references"]), tuple[str, ...])
+    if line.get("probabilities") is not None:
+        check("probabilities", tuple(line["probabilities"]), tuple[float, ...])
 
 
 def _methods(folder: Path) -> dict[str, Mapping[str, Any]]:
@@ -218,13 +245,26 @@ def _methods(folder: Path) -> dict[str, Mapping[str, Any]]:
         inner = [method for method in LABELS if _holds_run(folder / method)]
         return {method: {"method": method} for method in inner}
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
+        rows = parse(path.read_text(encoding="utf-8"))
+        for row in rows:
+            _check_row(row)
         return {row["method"]: row for row in rows}
     except (ValueError, KeyError, TypeError):
         raise InputError(
             f"{path} is not what `prefix-jax compare` writes; run it again, or give "
             "the folders of the runs"
         ) from None
+
+
+def _check_row(row: Mapping[str, Any]) -> None:
+    """KeyError, TypeError or ValueError unless it is a row of a comparison."""
+    if row["method"] not in list(LABELS):  # which is a folder's name, too
+        raise ValueError("no method")
+    for name, hint in _ROW.items():
+        if row.get(name) is not None:
+            check(name, row[name], hint)
+    if row.get("scores"):
+        Evaluation.from_dict(row["scores"])
 
 
 def _holds_run(folder: Path) -> bool:

@@ -12,6 +12,7 @@ from prefix_jax.checks import Seed, check
 from prefix_jax.data.files import read_lines
 from prefix_jax.data.tasks import check_name
 from prefix_jax.errors import InputError, closest
+from prefix_jax.json_text import parse
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,8 +74,8 @@ def _read_stdin() -> str:
 
 def _json_line(text: str, place: str) -> Line:
     try:
-        row = json.loads(text)
-    except ValueError as error:
+        row = parse(text)
+    except json.JSONDecodeError as error:
         raise InputError(f"{place}: not valid JSON: {error}") from error
     if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
         raise InputError(

@@ -10,7 +10,7 @@ import jax
 
 from prefix_jax.config import Config
 from prefix_jax.distributed import is_first
-from prefix_jax.errors import InputError
+from prefix_jax.errors import InputError, shown
 from prefix_jax.model.tensor_files import read_json
 from prefix_jax.storage.files import write_json
 from prefix_jax.storage.remote import at_hand, in_bucket
@@ -133,6 +133,25 @@ def read_record(workdir: Path) -> dict:
             f"{path} is not a run's record: it has no `config`; give the run's folder "
             "as --workdir"
         )
+    for name, fields in record["config"].items():
+        if not isinstance(fields, dict):
+            raise InputError(
+                f"{path}: section {name} is {shown(fields)}; expected an object of "
+                "its fields"
+            )
+    calls, prints = record.get("calls", []), record.get("fingerprints", {})
+    if not (
+        isinstance(prints, dict)
+        and isinstance(calls, list)
+        and all(
+            isinstance(call, dict) and isinstance(call.get("versions", {}), dict)
+            for call in calls
+        )
+    ):
+        raise InputError(
+            f"{path} is not a run's record: its `fingerprints` or `calls` are not what "
+            "`prefix-jax train` writes"
+        )
     return record
 
 
@@ -142,7 +161,11 @@ def recorded_config(workdir: Path) -> Config:
     `workdir` may be in a bucket.
     """
     with at_hand(workdir) as place:
-        return Config.from_dict(read_record(place.folder)["config"])
+        recorded = read_record(place.folder)["config"]
+        try:
+            return Config.from_dict(recorded)
+        except InputError as error:
+            raise InputError(f"{place.folder / 'config.json'}: {error}") from error
 
 
 def _check_same(old: dict, new: dict, workdir: Path) -> None:

@@ -10,6 +10,7 @@ from typing import TypeVar
 from prefix_jax.decoding.generate import generate
 from prefix_jax.distributed import is_first
 from prefix_jax.errors import InputError
+from prefix_jax.json_text import parse
 from prefix_jax.model.gpt2 import GPT2
 from prefix_jax.model.kv import KV
 from prefix_jax.runs.prepare import Rows, Setup
@@ -60,7 +61,7 @@ class SampleLog:
 
     def _step(self, number: int, line: str) -> int:
         try:
-            return json.loads(line)["step"]
+            return parse(line)["step"]
         except (ValueError, TypeError, KeyError):
             raise InputError(
                 f'{self._path}, line {number}: expected {{"step": ..., ...}}, found '

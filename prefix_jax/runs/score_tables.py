@@ -1,5 +1,6 @@
 """The tables of what runs train and score, for `report`'s page."""
 
+import math
 from collections.abc import Iterator, Sequence
 
 from prefix_jax.runs.compare import LABELS
@@ -108,6 +109,6 @@ def _values(run: Run, split: str, which: str, metrics: Sequence[str]) -> list[st
 
 def _score(one: Evaluation, name: str) -> str:
     value = one.scores.get(name)
-    if value is None:
+    if value is None or math.isnan(value):
         return NOTHING
     return show_value(name, value)

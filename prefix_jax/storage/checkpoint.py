@@ -13,7 +13,6 @@ Names, not Python classes, tie the arrays to the state (`state_arrays`).
 
 import contextlib
 import json
-import math
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -28,7 +27,7 @@ from jax.experimental.multihost_utils import sync_global_devices
 from prefix_jax.distributed import is_first
 from prefix_jax.errors import InputError, first_line
 from prefix_jax.learning.step import TrainState
-from prefix_jax.model.tensor_files import read_json
+from prefix_jax.storage.checkpoint_record import Folder, is_step, read_arrays
 from prefix_jax.storage.digest import array_digests, text_digest
 from prefix_jax.storage.files import to_disk
 from prefix_jax.storage.state_arrays import (
@@ -38,9 +37,6 @@ from prefix_jax.storage.state_arrays import (
     to_arrays,
 )
 from prefix_jax.storage.versions import library_versions
-
-Folder = Path | epath.Path
-"""On this machine, or in a bucket."""
 
 FORMAT = 2
 _ITEMS = ("state", "data", "meta")
@@ -89,7 +85,7 @@ class Checkpoints:
         if is_first() and isinstance(self.folder, Path):
             # Orbax would take an empty step folder for the latest checkpoint. (In a
             # bucket there are none.)
-            for folder in filter(_is_step, self.folder.iterdir()):
+            for folder in filter(is_step, self.folder.iterdir()):
                 if not any(folder.iterdir()):
                     folder.rmdir()
         sync_global_devices("checkpoints")
@@ -217,7 +213,7 @@ class Checkpoints:
         record, data_state = self._read_json(step)
         self._check_origin(folder, record)
         wanted = to_arrays(like)
-        check_arrays(folder, record["arrays"], wanted)
+        check_arrays(folder, read_arrays(folder, record), wanted)
         abstract = {
             name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
             for name, x in wanted.items()
@@ -281,7 +277,7 @@ class Checkpoints:
             )
 
     def _not_written(self, error: Exception) -> OSError:
-        complete = sorted(int(p.name) for p in self.folder.glob("*") if _is_step(p))
+        complete = sorted(int(p.name) for p in self.folder.glob("*") if is_step(p))
         return OSError(
             f"a checkpoint could not be written in {self.folder} "
             f"({first_line(error)[:300]}); steps there: "
@@ -297,34 +293,16 @@ def _read(what: str) -> Iterator[None]:
     except (InputError, MemoryError, PermissionError):
         raise
     except Exception as error:
+        if "RESOURCE_EXHAUSTED" in str(error):  # the device's memory
+            raise
         said = first_line(error)[:200]
         raise _DamagedError(f"is damaged ({what} cannot be read: {said})") from error
-
-
-def trained_numbers(workdir: Path) -> int | None:
-    """How many numbers the run in `workdir` trains; None where no checkpoint says."""
-    folder = Path(workdir) / "checkpoints"
-    steps = [int(path.name) for path in folder.glob("*") if _is_step(path)]
-    for step in sorted(steps, reverse=True):
-        path = folder / str(step) / "meta" / "metadata"
-        if path.is_file():
-            arrays = read_json(path).get("arrays", {})
-            return sum(
-                math.prod(facts["shape"])
-                for name, facts in arrays.items()
-                if name.startswith("trainable/")
-            )
-    return None
 
 
 def _to_disk(folder: Folder) -> None:
     if isinstance(folder, Path):
         for path in (*folder.rglob("*"), folder, folder.parent):
             to_disk(path)
-
-
-def _is_step(folder: Folder) -> bool:
-    return folder.name.isdigit() and folder.is_dir()
 
 
 def _plain(value: Mapping[str, object]) -> dict[str, Any]:

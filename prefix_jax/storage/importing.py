@@ -228,7 +228,7 @@ def _from_control(given: _Given, config: GPT2Config) -> Found:
                 f"{tensor.shape[1]:,}, which is right for this backbone only"
             )
     else:
-        tensor, kind = _fold(given, group, said), "MLP, folded"
+        tensor, kind = _fold(given, group, said, config), "MLP, folded"
     given.check_length("prefix_length", length, len(tensor))
     if _ADAPTER_HUB not in group:
         kv = _kv(tensor, source, config, "shifted")
@@ -273,7 +273,9 @@ def _flat(given: _Given, name: str, config: GPT2Config) -> Float[np.ndarray, "P 
     )
 
 
-def _fold(given: _Given, group: str, said: dict) -> Float[np.ndarray, "P C"]:
+def _fold(
+    given: _Given, group: str, said: dict, config: GPT2Config
+) -> Float[np.ndarray, "P C"]:
     """The paper's network, run once in f64."""
     tensors, source = given.tensors, given.source
     inner = said.get("non_linearity", "tanh")
@@ -290,10 +292,18 @@ def _fold(given: _Given, group: str, said: dict) -> Float[np.ndarray, "P C"]:
     if missing:
         raise InputError(f"{source} lacks {', '.join(missing)}")
     given.check_alone(*names)
+    columns = config.n_layer * 2 * config.n_embd
+    shapes = [tensors[name].shape for name in names]
+    length, width, hidden = *(*shapes[0], 0, 0)[:2], *(*shapes[2], 0)[:1]
+    expected = [(length, width), (hidden, width), (hidden,), (columns, hidden)]
+    if shapes != [*expected, (columns,)]:
+        found = ", ".join(f"{n} {list(tensors[n].shape)}" for n in names)
+        raise InputError(
+            f"{source}: shapes do not fit together, or not the backbone, for which "
+            f"{_OUTER}.bias would have [{columns}]: {found}"
+        )
+    config.check_room(length, f"the prefix in {source}")
     embedding, w1, b1, w2, b2 = (given.read(name).astype(np.float64) for name in names)
-    try:
+    with np.errstate(all="ignore"):  # what is not finite is refused afterwards
         folded = np.tanh(embedding @ w1.T + b1) @ w2.T + b2
-    except ValueError:
-        shapes = ", ".join(f"{n} {list(tensors[n].shape)}" for n in names)
-        raise InputError(f"{source}: shapes do not fit together: {shapes}") from None
     return folded.astype(np.float32)

@@ -13,11 +13,12 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import numpy as np
 
 from prefix_jax.errors import InputError
+from prefix_jax.json_text import parse
 from prefix_jax.storage.files import write_text
 from prefix_jax.storage.pictures import COLOURS, GREY, chart
 
@@ -25,6 +26,7 @@ Split = Literal["train", "validation"]
 Line = dict[str, Any]
 
 _NAME = "metrics.jsonl"
+_LARGEST = float(np.finfo(np.float32).max)  # what is measured is f32
 
 
 class MetricsLog:
@@ -186,19 +188,29 @@ def _parse(path: Path) -> Iterator[Line]:
     texts = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
     for number, text in enumerate(texts, 1):
         try:
-            line = json.loads(text)
+            line = parse(text)
         except ValueError:
             line = None
-        if not (
-            isinstance(line, dict)
-            and isinstance(line.get("step"), int)
-            and isinstance(line.get("split"), str)
-        ):
+        if not _is_ours(line):
             raise InputError(
                 f'{path}, line {number}: expected {{"step": ..., "split": ..., ...}}, '
                 f"found {text[:80]!r}; mend or remove the line"
             )
         yield line
+
+
+def _is_ours(line: object) -> TypeGuard[Line]:
+    """Whether a line names step and split, and all else are numbers or null."""
+    if not isinstance(line, dict):
+        return False
+    step, split = line.get("step"), line.get("split")
+    if type(step) is not int or not 0 <= step < 2**63 or not isinstance(split, str):
+        return False
+    numbers = [value for name, value in line.items() if name != "split"]
+    return all(
+        value is None or (type(value) in (int, float) and abs(value) <= _LARGEST)
+        for value in numbers
+    )
 
 
 class _Board:

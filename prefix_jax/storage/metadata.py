@@ -18,7 +18,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-from prefix_jax.errors import InputError, closest, json_kind, json_value
+from prefix_jax.errors import InputError, closest, json_kind, json_value, shown
 from prefix_jax.model.gpt2_config import GPT2Config
 from prefix_jax.model.loading import load_config
 from prefix_jax.model.tensor_files import read_json
@@ -126,10 +126,11 @@ def read_metadata(folder: Path | str) -> Metadata:
     if own is None and peft is None:
         raise _no_prefix(folder)
     kinds = {peft_type: kind for kind, peft_type in PEFT_TYPES.items()}
-    if peft is not None and peft.get("peft_type") not in kinds:
+    if peft is not None and peft.get("peft_type") not in list(kinds):
+        given = shown(peft.get("peft_type"))
         raise InputError(
-            f"{folder / PEFT_CONFIG}: peft_type is {peft.get('peft_type')!r}; only "
-            f"{' and '.join(kinds)} can be read"
+            f"{folder / PEFT_CONFIG}: peft_type is {given}; only {' and '.join(kinds)} "
+            "can be read"
         )
     if own is None:
         assert peft is not None
@@ -141,9 +142,9 @@ def read_metadata(folder: Path | str) -> Metadata:
         }
     if own.get("format") != FORMAT or own.get("kind") not in get_args(Kind):
         raise InputError(
-            f"{folder / OWN_CONFIG}: format {own.get('format')!r}, kind "
-            f"{own.get('kind')!r}; this version of prefix_jax reads format {FORMAT}, "
-            f"kind {' or '.join(map(repr, get_args(Kind)))}"
+            f"{folder / OWN_CONFIG}: format {shown(own.get('format'))}, kind "
+            f"{shown(own.get('kind'))}; this version of prefix_jax reads format "
+            f"{FORMAT}, kind {' or '.join(map(repr, get_args(Kind)))}"
         )
     base = _get(own, "backbone", dict, folder) or {}
     return Metadata(
@@ -264,7 +265,8 @@ def _no_prefix(folder: Path) -> InputError:
 
 def _get(record: dict[str, Any], name: str, kind: type[T], folder: Path) -> T | None:
     value = record.get(name)
-    if value is None or isinstance(value, kind):
+    # True is a whole number, too, to Python.
+    if value is None or type(value) is kind:
         return value
     raise InputError(
         f"{folder}: {name} in the description of the prefix is {json_value(value)}; "
@@ -277,7 +279,7 @@ def _choice(record: dict[str, Any], name: str, choices: Any, folder: Path) -> An
     value = record.get(name, get_args(choices)[0])
     if value not in get_args(choices):
         raise InputError(
-            f"{folder / OWN_CONFIG}: {name} is {value!r}; expected one of "
+            f"{folder / OWN_CONFIG}: {name} is {shown(value)}; expected one of "
             f"{', '.join(get_args(choices))}"
         )
     return value
@@ -287,9 +289,10 @@ def _layer_lengths(record: dict[str, Any], folder: Path) -> tuple[int, ...] | No
     given, most = _get(record, "layer_lengths", list, folder), record.get("length")
     if given is None:
         return None
-    if not all(type(one) is int and one >= 0 for one in given) or max(given) != most:
+    whole = all(type(one) is int and one >= 0 for one in given)
+    if not whole or max(given, default=None) != most:
         raise InputError(
-            f"{folder / OWN_CONFIG}: layer_lengths is {given}; expected a number of "
-            f"positions for each layer, the largest of them {most}"
+            f"{folder / OWN_CONFIG}: layer_lengths is {shown(given)}; expected a "
+            f"number of positions for each layer, the largest of them {most}"
         )
     return tuple(given)

@@ -7,8 +7,9 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from prefix_jax.data.files import find_file, read_lines
+from prefix_jax.data.files import LARGEST, find_file, read_lines
 from prefix_jax.errors import InputError
+from prefix_jax.json_text import parse_part
 
 SPLITS = {
     "train": "dart-v1.1.1-full-train",
@@ -49,7 +50,7 @@ def read(folder: Path, split: str) -> Iterator[tuple[str, dict[str, object]]]:
     Raises InputError with file and line.
     """
     path = find_split(folder, split)
-    for place, entry in _members(path, "".join(line for _, line in read_lines(path))):
+    for place, entry in _members(path, _text(path)):
         match entry:
             case {"tripleset": list(triples), "annotations": list(annotations)}:
                 pass
@@ -63,6 +64,20 @@ def read(folder: Path, split: str) -> Iterator[tuple[str, dict[str, object]]]:
         yield place, {SOURCE: linearise(triples), TEXTS: texts}
 
 
+def _text(path: Path) -> str:
+    """The whole file, which is one list."""
+    lines, size = [], 0
+    for number, line in read_lines(path):
+        size += len(line)
+        if size > LARGEST:
+            raise InputError(
+                f"{path}, line {number}: more than {LARGEST:,} characters, which is "
+                "no file of DART; copy it again"
+            )
+        lines.append(line)
+    return "".join(lines)
+
+
 def _is_triple(triple: object) -> bool:
     return (
         isinstance(triple, list)
@@ -73,7 +88,6 @@ def _is_triple(triple: object) -> bool:
 
 def _members(path: Path, text: str) -> Iterator[tuple[str, object]]:
     """Members of a JSON list one by one, each with the line that it begins in."""
-    decoder = json.JSONDecoder()
     line, counted = 1, 0
 
     def skip(position: int) -> int:
@@ -98,7 +112,7 @@ def _members(path: Path, text: str) -> Iterator[tuple[str, object]]:
         line += text.count("\n", counted, position)
         counted = position
         try:
-            member, position = decoder.raw_decode(text, position)
+            member, position = parse_part(text, position)
         except json.JSONDecodeError as error:
             raise InputError(
                 f"{path}, line {error.lineno}: not JSON ({error.msg}); "

@@ -3,14 +3,16 @@
 Gardent et al. 2017, "The WebNLG Challenge: Generating Text from RDF Data".
 """
 
+import gzip
 import tarfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, cast
 from xml.parsers import expat
 
-from prefix_jax.data.files import listing
-from prefix_jax.errors import InputError
+from prefix_jax.data.files import LARGEST, listing
+from prefix_jax.errors import InputError, shortened
 
 SPLITS = {
     "train": "train/",
@@ -32,6 +34,9 @@ SEEN = (
     "WrittenWork",
 )
 """Categories of the training data; the test data have five others."""
+
+MOST_MEMBERS = 10_000
+"""Files in an archive; WebNLG's has 124."""
 
 SOURCE, TEXTS, SUBSET = "source", "references", "subset"
 
@@ -94,24 +99,63 @@ def _files(folder: Path, start: str) -> Iterator[tuple[str, bytes]]:
     whole = folder / start
     if whole.exists():
         paths = sorted(whole.rglob("*.xml")) if whole.is_dir() else [whole]
-        yield from ((str(path), path.read_bytes()) for path in paths)
+        for path in filter(Path.is_file, paths):
+            _check_size(str(path), path.stat().st_size)
+            yield str(path), path.read_bytes()
         return
     for archive in sorted(folder.glob("*.tar.gz")) if folder.is_dir() else []:
         try:
-            with tarfile.open(archive) as members:
-                names = sorted(
-                    name
-                    for name in members.getnames()
-                    if name.startswith(start) and name.endswith(".xml")
-                )
-                for name in names:
-                    member = members.extractfile(name)
-                    assert member is not None
-                    yield f"{archive}, {name}", member.read()
-        except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+            yield from _members(archive, start)
+        except InputError:
+            raise
+        # On bytes that are no archive tarfile fails in several ways.
+        except (tarfile.TarError, EOFError, OSError, ValueError, zlib.error) as error:
             raise InputError(
                 f"{archive}: damaged archive ({error}); copy it again"
             ) from error
+
+
+def _members(archive: Path, start: str) -> Iterator[tuple[str, bytes]]:
+    """XML files of an archive. Nothing is unpacked, and a link is not followed."""
+    with gzip.open(archive) as unzipped:
+        # Headers, too, have sizes of their own, which tarfile believes.
+        bounded = cast(IO[bytes], _Bounded(unzipped, str(archive)))
+        with tarfile.open(fileobj=bounded) as members:
+            found = []
+            for number, member in enumerate(members):
+                if number >= MOST_MEMBERS:
+                    raise InputError(
+                        f"{archive}: more than {MOST_MEMBERS:,} files, which is no "
+                        "archive of WebNLG; copy it again"
+                    )
+                name = member.name
+                if name.startswith(start) and name.endswith(".xml") and member.isreg():
+                    _check_size(f"{archive}, {name}", member.size)
+                    found.append(member)
+            for member in sorted(found, key=lambda one: one.name):
+                content = members.extractfile(member)
+                assert content is not None
+                yield f"{archive}, {member.name}", content.read()
+
+
+def _check_size(place: str, size: int) -> None:
+    if size > LARGEST:
+        raise InputError(
+            f"{place}: {size:,} bytes, which is no file of WebNLG; expected at most "
+            f"{LARGEST:,}"
+        )
+
+
+class _Bounded:
+    """A file of which no more than `LARGEST` bytes are read at a time."""
+
+    def __init__(self, file: gzip.GzipFile, place: str):
+        self._file, self._place = file, place
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int = -1) -> bytes:
+        _check_size(self._place, size if size >= 0 else LARGEST + 1)
+        return self._file.read(size)
 
 
 class _Entry:
@@ -131,6 +175,7 @@ class _Parser:
         self._parser.StartElementHandler = self._start
         self._parser.EndElementHandler = self._end
         self._parser.CharacterDataHandler = self._add
+        self._parser.EntityDeclHandler = self._refuse_entity
         self._entries: list[_Entry] = []
         self._text: list[str] = []
         self._comment = ""
@@ -143,6 +188,13 @@ class _Parser:
                 f"{self._path}, line {error.lineno}: not XML "
                 f"({expat.ErrorString(error.code)}); copy the file again"
             ) from error
+        except InputError:
+            raise
+        except (LookupError, ValueError) as error:  # of an encoding that expat has not
+            raise InputError(
+                f"{self._path}, line 1: not XML that can be read ({error}); save the "
+                "file as UTF-8"
+            ) from error
         for entry in self._entries:
             if not entry.triples:
                 raise InputError(
@@ -154,6 +206,13 @@ class _Parser:
     @property
     def _place(self) -> str:
         return f"{self._path}, line {self._parser.CurrentLineNumber}"
+
+    def _refuse_entity(self, name: str, *_: object) -> None:
+        """An entity can stand for another file, or for a billion words."""
+        raise InputError(
+            f"{self._place}: declares the entity {shortened(name, 60)}; WebNLG's files "
+            "declare none: write what it stands for"
+        )
 
     def _start(self, name: str, attributes: dict[str, str]) -> None:
         self._text = []
@@ -178,7 +237,7 @@ class _Parser:
             parts = [part.strip() for part in text.split(" | ")]
             if len(parts) != 3:
                 raise InputError(
-                    f'{self._place}: "{text}" is not a triple; expected '
+                    f'{self._place}: "{shortened(text)}" is not a triple; expected '
                     '"subject | property | object"'
                 )
             self._entries[-1].triples.append((parts[0], parts[1], parts[2]))
