@@ -290,7 +290,7 @@ def _layer_lengths(record: dict[str, Any], folder: Path) -> tuple[int, ...] | No
     if given is None:
         return None
     whole = all(type(one) is int and one >= 0 for one in given)
-    if not whole or max(given, default=None) != most:
+    if not given or not whole or max(given) != most:
         raise InputError(
             f"{folder / OWN_CONFIG}: layer_lengths is {shown(given)}; expected a "
             f"number of positions for each layer, the largest of them {most}"
