@@ -64,7 +64,9 @@ class Stored:
         trainable, frozen = pj.split(
             {"backbone": self.backbone, "prefix": prefix}, "prefix"
         )
-        optimizer = pj.make_optimizer(pj.OptimConfig(), steps=len(STEPS))
+        optimizer = pj.make_optimizer(
+            pj.OptimConfig(learning_rate=1e-3), steps=len(STEPS)
+        )
         step = pj.make_train_step(optimizer)
         tokens = jnp.arange(1, 33).reshape(2, 16)
         seen = jnp.ones(tokens.shape, bool)

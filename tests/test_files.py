@@ -10,7 +10,8 @@ import pytest
 
 from prefix_jax.model.tensor_files import save_tensors
 from prefix_jax.model.weights import save_backbone
-from prefix_jax.storage.files import replaced, write_json, write_text
+from prefix_jax.seal import SUMS
+from prefix_jax.storage.files import recover, replaced, write_json, write_text
 from prefix_jax.storage.log import MetricsLog
 
 
@@ -59,7 +60,7 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path):
     for name in ("a", "b"):
         with replaced(folder) as fresh:
             (fresh / name).write_text(name)
-        assert names(folder) == [name]
+        assert names(folder) == [SUMS, name]
     assert names(tmp_path) == ["best"]
 
 
@@ -70,7 +71,7 @@ def test_a_folder_that_could_not_be_filled_is_left(tmp_path):
     with pytest.raises(Crash), replaced(folder) as fresh:
         (fresh / "b").write_text("b")
         raise Crash
-    assert names(folder) == ["a"] and names(tmp_path) == ["best"]
+    assert names(folder) == [SUMS, "a"] and names(tmp_path) == ["best"]
 
 
 def test_what_a_killed_process_left_beside_is_no_hindrance(tmp_path):
@@ -80,7 +81,15 @@ def test_what_a_killed_process_left_beside_is_no_hindrance(tmp_path):
         (tmp_path / f".best.{end}" / "half").write_text("")
     with replaced(folder) as fresh:
         (fresh / "a").write_text("a")
-    assert names(folder) == ["a"] and names(tmp_path) == ["best"]
+    assert names(folder) == [SUMS, "a"] and names(tmp_path) == ["best"]
+
+
+def test_a_process_killed_between_two_renames_is_recovered_from(tmp_path):
+    (tmp_path / ".best.old").mkdir()
+    (tmp_path / ".best.old" / "a").write_text("a")
+    recover(tmp_path / "best")
+    assert names(tmp_path / "best") == ["a"] and names(tmp_path) == ["best"]
+    recover(tmp_path / "best")
 
 
 @pytest.fixture
