@@ -244,3 +244,26 @@ def test_perplexity_is_that_of_every_window(
     assert scores["perplexity_per_byte"] == pytest.approx(
         math.exp(nll / size), rel=SUM["rtol"]
     )
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_damage_is_found_or_harmless(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    out = tmp_path / "damage.json"
+    importlib.import_module("damage").main(["--times", "8", "--out", str(out)])
+    report = json.loads(out.read_text())
+    assert report["wrong"] == []
+    for kind in ("flipped bit", "cut short"):
+        assert sum(report[kind].values()) == 8 and report[kind]["detected"] > 0
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_ends_as_if_it_had_not_been(tmp_path, monkeypatch):
+    """The short form of a hundred kills."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    out = tmp_path / "kill_resume.json"
+    kill_resume = importlib.import_module("kill_resume")
+    kill_resume.main(["--kills", "2", "--steps", "12", "--out", str(out)])
+    report = json.loads(out.read_text())
+    assert report["kills"] == report["resumed"] == 2
+    assert report["runs"] == report["equal"] > 0 and report["different"] == []
