@@ -14,7 +14,7 @@ from prefix_jax.errors import InputError
 SUMS = "SHA256SUMS"
 FREE = ("README.md",)
 """Files that people are meant to edit."""
-_HEAD = re.compile(r"# (\d+) files\n")
+_HEAD = re.compile(r"# ([0-9]{1,6}) files\n")
 _LINE = re.compile(r"([0-9a-f]{64})  ([^/\n]+)\n")
 
 

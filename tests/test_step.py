@@ -69,6 +69,22 @@ def run(
     return state, losses
 
 
+@pytest.mark.parametrize("parallel", ["jit", "pmap"])
+def test_a_step_that_is_not_finite_changes_nothing_but_its_number(backbone, parallel):
+    mesh = make_mesh(MeshConfig(data=2), batch_size=ROWS)
+    state, frozen = start(backbone)
+    step = make_train_step(OPTIMIZER, TrainConfig(batch_size=ROWS), mesh, parallel)
+    state, metrics = step(state, frozen, make_batch())
+    assert metrics["skipped"] == 0
+    before = jax.tree.map(np.array, (state.trainable, state.opt_state))
+    broken = jax.tree.map(lambda x: x * jnp.nan, frozen)
+    state, metrics = step(state, broken, make_batch(1))
+    assert metrics["skipped"] == 1 and int(state.step) == 2
+    chex.assert_trees_all_equal((state.trainable, state.opt_state), before)
+    state, metrics = step(state, frozen, make_batch(2))
+    assert metrics["skipped"] == 0 and np.isfinite(metrics["loss"])
+
+
 @pytest.mark.parametrize("method", ["prefix", "top2", "full"])
 def test_training_lowers_the_loss(backbone, method):
     state, frozen = start(backbone, method)

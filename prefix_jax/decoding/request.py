@@ -293,11 +293,7 @@ def _check_room(ids, prompts, prefix, prefix_ids, backbone, decode):
                 f"prompt {number} ({prompts[number]!r}) is empty; give at least a token"
             )
         offset = int(offsets[prefix_ids[number]])
-        if offset >= limit:
-            raise InputError(
-                f"prompt {number}: the prefix takes {offset} of the backbone's {limit} "
-                "positions, which leaves no room for text; give a shorter one"
-            )
+        backbone.config.check_room(offset, f"prompt {number}: the prefix")
         total = offset + len(row) + decode.max_new_tokens
         if total > limit:
             room = limit - offset - len(row)

@@ -261,7 +261,8 @@ class _Run:
         step = int(self.state.step)
         # The process may have been killed between the checkpoint and this.
         self._keep("last", {"step": step})
-        recover(self.place.folder / "best")
+        if is_first():
+            recover(self.place.folder / "best")
         log.truncate_after(step)
         self.samples.truncate_after(step)
         if not self._finished(step):
@@ -294,11 +295,11 @@ class _Run:
         prefix = folded(params)
         with progress.counting("validation", len(self.validate)) as count_batch:
 
-            def count(batches):
+            def heard(batches):
                 self.watchdog.feed()
                 count_batch(batches)
 
-            result = self.validate(params["backbone"], prefix, step, count)
+            result = self.validate(params["backbone"], prefix, step, heard)
         with self._saving():
             values = {"loss": result.loss, "perplexity": result.perplexity}
             log.write(step, "validation", values)
