@@ -13,7 +13,10 @@ import jax
 from plots import draw
 
 import prefix_jax as pj
+from prefix_jax.config import BackboneConfig
+from prefix_jax.mesh import make_mesh
 from prefix_jax.model.gpt2_config import RELEASED
+from prefix_jax.runs.prepare import how_to_load
 from prefix_jax.runs.shapes import backbone_config
 
 QUIET = (
@@ -38,17 +41,20 @@ def make_parser(description: str, *, rounds: int) -> argparse.ArgumentParser:
 
 def add_texts(parser: argparse.ArgumentParser) -> None:
     """Options for E2E's texts."""
-    parser.add_argument("--e2e", type=Path, required=True, help="the official CSVs")
+    parser.add_argument("--e2e", type=Path, help="folder of the official CSVs")
     parser.add_argument("--tokenizer", default="tiny", help="name or folder")
 
 
 def random_backbone(shape: str, dtype: str) -> pj.GPT2:
     """Random weights of a shape, stored in `dtype`, as the platform runs it best."""
-    on_cpu = jax.default_backend() == "cpu"
-    backbone = pj.GPT2(
-        backbone_config(shape), key=jax.random.key(0), dtype=dtype, unroll=on_cpu
-    )
-    return jax.tree.map(lambda x: x.astype(dtype), backbone)
+    how = how_to_load(BackboneConfig(), make_mesh())
+
+    @jax.jit
+    def make(key):
+        backbone = pj.GPT2(backbone_config(shape), key=key, **{**how, "dtype": dtype})
+        return jax.tree.map(lambda x: x.astype(dtype), backbone)
+
+    return make(jax.random.key(0))
 
 
 def take_turns(

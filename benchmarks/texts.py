@@ -1,4 +1,4 @@
-"""E2E's training examples as rows and packed batches of tokens, for every side."""
+"""Texts as rows and packed batches of tokens, the same for every side."""
 
 from collections.abc import Iterator
 
@@ -8,12 +8,21 @@ import prefix_jax as pj
 from prefix_jax.data.bins import Bins, packed_batches
 from prefix_jax.data.tasks import load_examples
 from prefix_jax.data.tokens import Row, encode_examples
+from prefix_jax.runs.shapes import backbone_config
 
 LEARNING_RATE = 1e-3
 
 
 def rows_of(options) -> list[Row]:
-    """All training examples."""
+    """E2E's training examples, or texts of `length` random tokens, all with loss."""
+    if options.length:
+        vocabulary, shape = (
+            backbone_config(options.shape).vocab_size,
+            (256, options.length),
+        )
+        draw = np.random.default_rng(0).integers(0, vocabulary, shape)
+        loss_mask = np.arange(options.length) > 0
+        return [Row(tokens.astype(np.int32), loss_mask) for tokens in draw]
     config = pj.DataConfig(source="e2e", path=str(options.e2e))
     tokenizer = pj.load_tokenizer(options.tokenizer)
     return list(encode_examples(load_examples(config, "train"), tokenizer, config).rows)

@@ -1,4 +1,4 @@
-"""Our training step, as a function that gives a step (see train_torch.py)."""
+"""Our training step, as a function that gives one of steps (see train_torch.py)."""
 
 from collections.abc import Callable
 
@@ -11,7 +11,7 @@ import prefix_jax as pj
 from prefix_jax.data.tokens import Row
 
 
-def ours(rows: list[Row], options) -> Callable[[], int]:
+def ours(rows: list[Row], options) -> Callable[[int], int]:
     """`make_train_step` on packed rows."""
     key = jax.random.key(0)
     backbone = random_backbone(options.shape, options.dtype)
@@ -23,12 +23,15 @@ def ours(rows: list[Row], options) -> Callable[[], int]:
     step = pj.make_train_step(optimizer)
     batches = packed(rows, options.pack, options.batch_size)
 
-    def run() -> int:
+    def run(steps: int) -> int:
         nonlocal state
-        batch = next(batches)
-        state, metrics = step(state, frozen, jax.tree.map(jnp.asarray, batch))
+        examples, metrics = 0, None
+        for _ in range(steps):
+            batch = next(batches)
+            state, metrics = step(state, frozen, jax.tree.map(jnp.asarray, batch))
+            examples += examples_in(batch)
         jax.block_until_ready(metrics)
-        return examples_in(batch)
+        return examples
 
     return run
 

@@ -8,10 +8,14 @@ side is a process of its own, and they take turns, the others waiting:
     peft_kept  the same, but freed memory stays with the process, as with ours (see
                prefix_jax/process.py), which no user of PEFT does
     torch      transformers' GPT-2 with our own prefix: the same packed rows and masks,
-               SDPA, logits for target tokens only, fused AdamW, freed memory kept;
-               --compile compiles it
+               SDPA, logits for target tokens only, fused AdamW, freed memory kept
+    torch_compiled, torch_flex
+               the same by torch.compile, and with flex attention by it, which knows
+               which keys of a packed row are not seen: for GPUs
 
     python benchmarks/train_step.py --e2e FOLDER --tokenizer FOLDER --out FILE.json
+
+With --length the texts are random and of that length, and every token carries loss.
 
 Examples per second are medians over rounds. The share of the ceiling is the useful
 operations of a step (`operations`, shown in the JSON; padding is not useful) over its
@@ -22,6 +26,7 @@ the cold one left there.
 
 import dataclasses
 import functools
+import math
 import multiprocessing
 import os
 import resource
@@ -40,7 +45,7 @@ from prefix_jax.data.tokens import Row
 from prefix_jax.process import keep_freed_memory
 from prefix_jax.runs.shapes import backbone_config
 
-SIDES = ("ours", "peft", "peft_kept", "torch")
+SIDES = ("ours", "peft", "peft_kept", "torch", "torch_compiled", "torch_flex")
 
 
 def work(name: str, rows: list[Row], options, cache: str, pipe: Connection) -> None:
@@ -58,13 +63,15 @@ def work(name: str, rows: list[Row], options, cache: str, pipe: Connection) -> N
     else:
         import train_torch as module
 
-        make = module.as_torch if name == "torch" else module.as_peft
-        step = make(rows, options)
+        if name.startswith("torch"):
+            step = module.as_torch(rows, options, name)
+        else:
+            step = module.as_peft(rows, options)
     started = time.perf_counter()
-    step()
+    step(1)
     pipe.send(time.perf_counter() - started)
     while (steps := pipe.recv()) is not None:
-        pipe.send(sum(step() for _ in range(steps)))
+        pipe.send(step(steps))
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     pipe.send(module.peak_bytes() or resident)
 
@@ -75,7 +82,7 @@ class Side:
 
     process: BaseProcess
     pipe: Connection
-    first: float
+    first: float = math.nan
     """Seconds of the first step: compilation, if there is any."""
 
     @classmethod
@@ -86,7 +93,12 @@ class Side:
         process = context.Process(target=work, args=arguments, daemon=True)
         process.start()
         other.close()
-        return cls(process, pipe, first=pipe.recv())
+        return cls(process, pipe)
+
+    def wait(self) -> "Side":
+        """Until it is ready."""
+        self.first = self.pipe.recv()
+        return self
 
     def run(self, steps: int) -> int:
         """Examples in the next so many steps."""
@@ -107,21 +119,41 @@ def main() -> None:
     add_texts(parser)
     parser.add_argument("--batch-size", type=int, default=10, help="examples a step")
     parser.add_argument("--pack", type=int, default=256, help="tokens a packed row")
+    parser.add_argument("--length", type=int, help="of random texts, in E2E's place")
     parser.add_argument("--steps", type=int, default=3, help="of each side in a round")
-    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
-    parser.add_argument("--compile", action="store_true", help="torch.compile `torch`")
+    parser.add_argument(
+        "--together",
+        action="store_true",
+        help="prepare all sides at once: sooner done on many cores; first steps are "
+        "then upper bounds",
+    )
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES[:4]))
     parser.set_defaults(prefix_length=5)
     options = parser.parse_args()
+    if (options.e2e is None) == (options.length is None):
+        parser.error("give --e2e FOLDER or --length TOKENS")
+    if options.length:
+        options.pack = options.length
     # Each process takes the GPU memory that it needs, and leaves the others theirs.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
     rows = rows_of(options)
     done = {name: [] for name in options.sides}
     with tempfile.TemporaryDirectory() as cache:
-        sides = {name: Side.start(name, rows, options, cache) for name in options.sides}
-        first = {name: side.first for name, side in sides.items()}
+        sides = {}
+        for name in options.sides:
+            sides[name] = Side.start(name, rows, options, cache)
+            if not options.together:
+                sides[name].wait()
+        first = {}
+        for name, side in list(sides.items()):
+            try:
+                first[name] = (side.wait() if options.together else side).first
+            except EOFError:
+                print(f"{name} failed and is left out; see above")
+                del sides[name]
         if "ours" in sides:
-            again = Side.start("ours", rows, options, cache)
+            again = Side.start("ours", rows, options, cache).wait()
             first["ours, warm"] = again.first
             again.end()
 

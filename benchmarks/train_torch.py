@@ -1,9 +1,10 @@
 """The training step on PyTorch, as PEFT's users have it and as well as we can write it.
 
-Each side is a function of the rows of text and the options that gives a step, which
-takes the next batch and returns the examples in it.
+Each side is a function of the rows of text and the options that gives one which takes
+so many steps on the next batches, waits for the last, and returns the examples in them.
 """
 
+import functools
 import itertools
 import tempfile
 from collections.abc import Callable
@@ -20,10 +21,12 @@ import prefix_jax as pj
 from prefix_jax.data.tokens import Row
 
 
-def load_torch(options) -> transformers.GPT2LMHeadModel:
+def load_torch(options, attention: str = "sdpa") -> transformers.GPT2LMHeadModel:
     with tempfile.TemporaryDirectory() as folder:
         pj.save_backbone(folder, random_backbone(options.shape, options.dtype))
-        model = transformers.GPT2LMHeadModel.from_pretrained(folder)
+        model = transformers.GPT2LMHeadModel.from_pretrained(
+            folder, dtype=getattr(torch, options.dtype), attn_implementation=attention
+        )
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     # The published model has dropout; without it both sides do the same work.
@@ -38,7 +41,7 @@ def autocast(model, options):
     )
 
 
-def as_peft(rows: list[Row], options) -> Callable[[], int]:
+def as_peft(rows: list[Row], options) -> Callable[[int], int]:
     """PEFT as its users run it: padded batches, logits of all tokens, eager."""
 
     config = peft.PrefixTuningConfig(
@@ -67,43 +70,51 @@ def as_peft(rows: list[Row], options) -> Callable[[], int]:
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        loss.item()
         return options.batch_size
 
-    return run
+    return in_turn(run, model)
 
 
-def as_torch(rows: list[Row], options) -> Callable[[], int]:
+def as_torch(rows: list[Row], options, side: str) -> Callable[[int], int]:
     """The best we can write: packed, logits of target tokens, fused AdamW."""
 
-    model = load_torch(options)
+    flex = side == "torch_flex"
+    if flex:
+        transformers.AttentionInterface.register("prefix_flex", flex_attend)
+    model = load_torch(options, "prefix_flex" if flex else "sdpa")
     shape, length = model.config, options.prefix_length
     dims = (shape.n_layer, 2, shape.n_head, length, shape.n_embd // shape.n_head)
     prefix = torch.nn.Parameter(0.02 * torch.randn(dims, device=model.device))
     optimizer = torch.optim.AdamW([prefix], LEARNING_RATE, fused=True)
     batches = packed(rows, options.pack, options.batch_size)
 
-    def loss_of(tokens, segments, positions, targets):
-        size, width = tokens.shape
+    def seen_by(segments):
+        size, width = segments.shape
+        if flex:
+            return flex_mask(segments, length)
+        causal = torch.ones(width, width, dtype=torch.bool, device=model.device).tril()
+        own = causal & (segments[:, :, None] == segments[:, None, :])
+        return torch.cat([own.new_ones(size, width, length), own], -1)[:, None]
+
+    def loss_of(tokens, seen, positions, targets, labels):
+        size = len(tokens)
         cache = DynamicCache()
         for layer in range(shape.n_layer):
             keys, values = prefix[layer, :, None].expand(-1, size, -1, -1, -1)
             cache.update(keys, values, layer)
-        causal = torch.ones(width, width, dtype=torch.bool, device=tokens.device).tril()
-        own = causal & (segments[:, :, None] == segments[:, None, :])
-        seen = torch.cat([own.new_ones(size, width, length), own], -1)[:, None]
         hidden = model.transformer(
             tokens,
             past_key_values=cache,
-            attention_mask=seen,
+            **({"block_mask": seen} if flex else {"attention_mask": seen}),
             position_ids=positions + length,
             use_cache=True,
-        ).last_hidden_state[:, :-1]
-        logits = model.lm_head(hidden[targets])
-        return torch.nn.functional.cross_entropy(logits.float(), tokens[:, 1:][targets])
+        ).last_hidden_state
+        logits = model.lm_head(hidden.flatten(0, 1)[targets])
+        return torch.nn.functional.cross_entropy(logits.float(), labels)
 
-    if options.compile:
-        loss_of = torch.compile(loss_of, dynamic=False)
+    if side != "torch":
+        # The number of targets differs from batch to batch; nothing else does.
+        loss_of = torch.compile(loss_of)
 
     def run() -> int:
         batch = next(batches)
@@ -111,21 +122,66 @@ def as_torch(rows: list[Row], options) -> Callable[[], int]:
         number = np.arange(segments.shape[1])
         begins = np.diff(segments, axis=1, prepend=-1) != 0
         starts = np.maximum.accumulate(np.where(begins, number, 0), axis=1)
-        given = (
-            batch["tokens"].astype(np.int64),
-            segments,
-            number - starts,
-            batch["loss_mask"][:, 1:],
+        tokens = batch["tokens"].astype(np.int64)
+        found = np.flatnonzero(np.pad(batch["loss_mask"][:, 1:], [(0, 0), (0, 1)]))
+        labels = np.roll(tokens, -1, 1).ravel()[found]
+        given = tokens, segments, number - starts, found, labels
+        tokens, segments, positions, targets, labels = (
+            torch.from_numpy(x).to(model.device) for x in given
         )
+        if side != "torch":
+            for x in (targets, labels):
+                torch._dynamo.mark_dynamic(x, 0)
         with autocast(model, options):
-            loss = loss_of(*(torch.from_numpy(x).to(model.device) for x in given))
+            seen = seen_by(segments)
+            loss = loss_of(tokens, seen, positions, targets, labels)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        loss.item()
         return examples_in(batch)
 
-    return run
+    return in_turn(run, model)
+
+
+def in_turn(run: Callable[[], int], model) -> Callable[[int], int]:
+    """So many steps, of which only the last is waited for."""
+
+    def steps(number: int) -> int:
+        examples = sum(run() for _ in range(number))
+        if model.device.type == "cuda":
+            torch.cuda.synchronize()
+        return examples
+
+    return steps
+
+
+def flex_attend(module, query, key, value, mask, *, block_mask, scaling=None, **unused):
+    """Flex attention, which transformers' GPT-2 lacks."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    mixed = flex_attention(query, key, value, block_mask=block_mask, scale=scaling)
+    return mixed.transpose(1, 2).contiguous(), None
+
+
+@functools.cache
+def _compiled_mask():
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    return torch.compile(create_block_mask)
+
+
+def flex_mask(segments: torch.Tensor, length: int):
+    """Flex attention's mask of packed rows that see a prefix of `length`."""
+
+    def sees(row, head, query, key):
+        own = torch.clamp(key - length, min=0)
+        same = segments[row, query] == segments[row, own]
+        return (key < length) | ((own <= query) & same)
+
+    size, width = segments.shape
+    return _compiled_mask()(
+        sees, size, None, width, length + width, device=segments.device
+    )
 
 
 def peak_bytes() -> int | None:

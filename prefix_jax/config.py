@@ -46,6 +46,9 @@ class BackboneConfig(Section):
     """Compile each layer for itself instead of one for all: slower to compile, faster
     on CPUs, where a loop copies what the backward pass needs. None: on CPUs, but not
     with `remat`, most of whose saving it would undo."""
+    fused: bool | None = None
+    """Attend with fused kernels where they can: in 16 bits, over packed texts, with a
+    prefix that all of a text sees. None: on NVIDIA's GPUs."""
 
 
 @dataclasses.dataclass(frozen=True)

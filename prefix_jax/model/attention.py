@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from prefix_jax.model.flash import Texts, flash_attention
+
 _MASKED = float(np.finfo(np.float32).min)
 """The score of a key that is not seen; its weight is exactly 0 beside one that is."""
 
@@ -121,6 +123,22 @@ def attend_causally(
         ],
         axis=1,
     )
+
+
+def attend_fused(
+    qkv: Float[Array, "B T H 3 K"],
+    seen: Sequence[KeyBlock],
+    texts: Texts,
+    scale: float,
+) -> Float[Array, "B T H K"]:
+    """`attend_causally` by fused kernels, to a prefix without a mask (or none).
+
+    `texts` say which of their own keys the queries see.
+    """
+    prefix = None
+    for block in seen:
+        prefix = block.keys.transpose(0, 3, 1, 2), block.values.swapaxes(1, 2)
+    return flash_attention(qkv, prefix, texts, scale)
 
 
 def attend(

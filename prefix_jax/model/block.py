@@ -1,5 +1,6 @@
 """A stack of GPT-2's transformer layers, what they are made of, and the head."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -12,9 +13,11 @@ from prefix_jax.model.attention import (
     KeyBlock,
     attend,
     attend_causally,
+    attend_fused,
     mass,
     precision,
 )
+from prefix_jax.model.flash import Texts
 from prefix_jax.model.gpt2_config import GPT2Config
 
 
@@ -81,11 +84,14 @@ class Own(NamedTuple):
     reads happens in place, where one that is read first is copied for every token.
     """
 
-    mask: Bool[Array, "#B #T S"]
+    mask: Bool[Array, "#B #T S"] | None
+    """None: `texts` say it."""
     slots: Slots | None = None
     """None: nothing is kept, and S = T."""
     start: Int[Array, ""] | int = 0
     """The first slot that is written."""
+    texts: Texts | None = None
+    """For fused attention, in place of a mask and slots."""
 
     def write(
         self, keys: Float[Array, "B T H K"], values: Float[Array, "B T H K"]
@@ -142,29 +148,42 @@ class Block(nnx.Module):
         own: Own,
         index: Int[Array, ""],
         observe: bool,
-    ) -> tuple[Float[Array, "B T D"], KeyBlock, Array | None]:
-        """One layer: its output, the block that holds these tokens' keys and values,
-        and, if asked for, the attention that the first block receives, [B H T]."""
+    ) -> tuple[Float[Array, "B T D"], KeyBlock | None, Array | None]:
+        """One layer: its output, the block that holds these tokens' keys and values
+        (none where attention is fused), and, if asked for, the attention that the first
+        block receives, [B H T]."""
         config = self.config
         scale = config.head_width**-0.5 if config.scale_attn_weights else 1.0
         if config.scale_attn_by_inverse_layer_idx:
             scale = scale / (index + 1)
         with jax.named_scope("attention"):
-            normal = self.ln_1(x, config.layer_norm_epsilon)
-            query, key, value = jnp.moveaxis(self.qkv(normal), 3, 0)
-            own_block = own.write(key, value)
-            blocks = [*seen, own_block]
-            observed = mass(query, blocks, scale) if observe else None
-            if own.slots is None:
-                mixed = attend_causally(query, seen, own_block, scale)
+            normal = _recomputed(self.ln_1, config.layer_norm_epsilon)(x)
+            qkv = self.qkv(normal)
+            own_block = observed = None
+            if own.texts is not None:
+                mixed = attend_fused(qkv, seen, own.texts, float(scale))
             else:
-                mixed = attend(query, blocks, scale)
+                query, key, value = jnp.moveaxis(qkv, 3, 0)
+                own_block = own.write(key, value)
+                blocks = [*seen, own_block]
+                observed = mass(query, blocks, scale) if observe else None
+                if own.slots is None:
+                    mixed = attend_causally(query, seen, own_block, scale)
+                else:
+                    mixed = attend(query, blocks, scale)
             x += self.out(mixed)
         with jax.named_scope("mlp"):
-            normal = self.ln_2(x, config.layer_norm_epsilon)
-            inner = activation(config.activation_function)(
-                self.up(normal),
-                **{name: value.astype(x.dtype) for name, value in self.act.items()},
-            )
-            x += self.down(inner)
+            normal = _recomputed(self.ln_2, config.layer_norm_epsilon)(x)
+            act = activation(config.activation_function)
+            shape = {name: value.astype(x.dtype) for name, value in self.act.items()}
+            x += self.down(_recomputed(act, **shape)(self.up(normal)))
         return x, own_block, observed
+
+
+def _recomputed(function: Callable, *arguments, **named) -> Callable[[Array], Array]:
+    """The function of its first argument, of which the backward pass keeps that only.
+
+    To compute the rest again where it is needed is cheaper than to keep it: these
+    functions take no time beside that of reading and writing their arrays.
+    """
+    return jax.checkpoint(lambda x: function(x, *arguments, **named), prevent_cse=False)

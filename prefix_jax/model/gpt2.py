@@ -23,6 +23,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from prefix_jax.errors import InputError
 from prefix_jax.model.attention import KeyBlock, causal_mask, prefix_mask
 from prefix_jax.model.block import Block, Norm, Own, Slots, head_logits
+from prefix_jax.model.flash import Texts, fits
 from prefix_jax.model.gpt2_config import GPT2Config
 from prefix_jax.model.kv import KV
 from prefix_jax.model.segments import segment_mask, segment_starts
@@ -63,17 +64,21 @@ class GPT2(nnx.Module):
         dtype: jnp.dtype | str = "float32",
         remat: bool = False,
         unroll: bool = False,
+        fused: bool = False,
     ):
         """Random weights as GPT-2 starts training with, f32; `dtype` computes.
 
         `remat` recomputes each layer in the backward pass; `unroll` compiles each layer
         for itself instead of one that is scanned, and keeps it in a stack of its own,
-        which need not be copied out of a larger one at each step.
+        which need not be copied out of a larger one at each step. `fused` attends with
+        kernels for GPUs (`model.flash`), wherever they can: in 16 bits, over whole
+        texts without a `mask`.
         """
         self.config = config
         self.dtype = jnp.dtype(dtype)
         self.remat = remat
         self.unroll = unroll
+        self.fused = fused
         keys = jax.random.split(key, 4)
         deviation = config.initializer_range
         v, m, d = config.vocab_size, config.n_positions, config.n_embd
@@ -190,7 +195,11 @@ class GPT2(nnx.Module):
             raise ValueError("caches are for a plain pass through unrolled layers")
         if mask is not None and any(cache.start is not None for cache in caches):
             raise ValueError("of tokens that go to a cache, its own mask tells")
-        if segments is None:
+        texts = own_mask = None
+        plain = mask is None and not (caches or observe or collect)
+        if plain and self._fuses(prefix, after):
+            texts = Texts.of(rows, length, segments)
+        elif segments is None:
             own_mask = causal_mask(length, mask)
         else:
             own_mask = segment_mask(segments)
@@ -203,10 +212,12 @@ class GPT2(nnx.Module):
             x = self.token_embedding[...][tokens] if tokens.ndim == 2 else tokens
             x = x.astype(self.dtype)
             x += self.position_embedding[...][positions].astype(self.dtype)
+            if texts is not None:
+                x = jnp.pad(x, [(0, 0), (0, texts.padded - length), (0, 0)])
 
         def layer(x, inputs, slots=()):
             block, index, prefix_layer = inputs
-            seen, own = [], Own(own_mask)
+            seen, own = [], Own(own_mask, texts=texts)
             if prefix is not None:
                 keys, values, real = prefix_layer
                 visible = prefix_mask(real, after, prefix.length)
@@ -245,7 +256,7 @@ class GPT2(nnx.Module):
                 x, kept = jax.lax.scan(layer, x, inputs, unroll=unroll)
                 gathered.append(kept)
             start = stop
-        hidden = self.ln_f(x, self.config.layer_norm_epsilon)
+        hidden = self.ln_f(x[:, :length], self.config.layer_norm_epsilon)
         kv = share = None
         if gathered:
             own, share = jax.tree.map(lambda *x: jnp.concatenate(x), *gathered)
@@ -276,6 +287,16 @@ class GPT2(nnx.Module):
         """f32 logits of hidden states."""
         with jax.named_scope("head"):
             return head_logits(hidden, self.output_head)
+
+    def _fuses(self, prefix: KV | None, after: Array | None) -> bool:
+        """Whether fused attention computes what this prefix asks for."""
+        config = self.config
+        scale_is_known = not config.scale_attn_by_inverse_layer_idx
+        all_see_all = after is None and (
+            prefix is None or (prefix.mask is None and not prefix.own_softmax)
+        )
+        can = fits(self.dtype, config.head_width)
+        return self.fused and can and scale_is_known and all_see_all
 
     def _positions(self, prefix, rows, length, after, segments):
         shift = 0 if prefix is None else prefix.shift(rows, after)

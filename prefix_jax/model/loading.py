@@ -50,12 +50,14 @@ def load_backbone(
     dtype: Dtype = "float32",
     remat: bool = False,
     unroll: bool = False,
+    fused: bool = False,
 ) -> GPT2:
     """A backbone with its weights, stored and computed in `dtype`.
 
     `name` is `tiny` (bundled), a Hugging Face folder, or a name on the hub such as
     `gpt2-medium`. `remat` recomputes each layer in the backward pass; `unroll` compiles
-    each layer for itself. Nothing in a folder or on the hub is ever executed.
+    each layer for itself; `fused` attends with kernels for GPUs. Nothing in a folder or
+    on the hub is ever executed.
     Raises InputError that says which file or tensor does not fit, or how to go on
     without a network.
     """
@@ -72,6 +74,7 @@ def load_backbone(
         dtype=dtype,
         remat=remat,
         unroll=unroll,
+        fused=fused,
     )
 
 

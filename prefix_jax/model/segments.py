@@ -20,7 +20,18 @@ def segment_starts(segments: Int[Array, "B T"]) -> Int[Array, "B T"]:
     """Where in its row each token's text begins."""
     number = jnp.arange(segments.shape[1])
     begins = jnp.diff(segments, axis=1, prepend=-1) != 0
-    return jax.lax.cummax(jnp.where(begins, number, 0), axis=1)
+    # The barrier keeps XLA from computing it anew for every number that is looked up by
+    # it, which it does on GPUs: 4 of 37 ms of a step.
+    return jax.lax.optimization_barrier(
+        jax.lax.cummax(jnp.where(begins, number, 0), axis=1)
+    )
+
+
+def segment_stops(segments: Int[Array, "B T"]) -> Int[Array, "B T"]:
+    """Where in its row each token's text ends: one behind its last token."""
+    length = segments.shape[1]
+    stops = length - segment_starts(segments[:, ::-1])
+    return stops[:, ::-1]
 
 
 def within_segments(counts: Int[Array, "B T"], segments: Int[Array, "B T"]):

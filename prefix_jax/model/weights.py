@@ -140,6 +140,7 @@ def fill(
     dtype: str,
     remat: bool = False,
     unroll: bool = False,
+    fused: bool = False,
 ) -> GPT2:
     """The backbone of these stored tensors, its parameters in `dtype`.
 
@@ -147,7 +148,9 @@ def fill(
     missing, extra and unfit tensors of `origin`.
     """
     shapes = jax.eval_shape(
-        lambda key: GPT2(config, key=key, dtype=dtype, remat=remat, unroll=unroll),
+        lambda key: GPT2(
+            config, key=key, dtype=dtype, remat=remat, unroll=unroll, fused=fused
+        ),
         jax.random.key(0),
     )
     layout = _layout(shapes)

@@ -30,6 +30,7 @@ from prefix_jax.distributed import check_alike
 from prefix_jax.errors import InputError
 from prefix_jax.learning.split import Params, folded
 from prefix_jax.mesh import make_mesh, put
+from prefix_jax.model.flash import fuses
 from prefix_jax.model.gpt2 import GPT2
 from prefix_jax.model.kv import KV
 from prefix_jax.model.loading import load_backbone, load_config, load_tokenizer
@@ -224,14 +225,22 @@ class Loading(TypedDict):
     dtype: Dtype
     remat: bool
     unroll: bool
+    fused: bool
 
 
 def how_to_load(config: BackboneConfig, mesh: Mesh) -> Loading:
     """As the recipe says, for these devices."""
-    unroll = config.unroll
+    device, unroll, fused = mesh.devices.flat[0], config.unroll, config.fused
     if unroll is None:
-        unroll = mesh.devices.flat[0].platform == "cpu" and not config.remat
-    return {"dtype": config.dtype, "remat": config.remat, "unroll": unroll}
+        unroll = device.platform == "cpu" and not config.remat
+    if fused is None:
+        fused = fuses(getattr(device, "compute_capability", ""))
+    return {
+        "dtype": config.dtype,
+        "remat": config.remat,
+        "unroll": unroll,
+        "fused": fused,
+    }
 
 
 def _unlimited(data: DataConfig) -> DataConfig:
