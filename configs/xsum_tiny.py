@@ -8,7 +8,15 @@ each also as .jsonl.gz. Documents are cut to what `tiny`'s 512 positions leave t
 take all three from one file, NAME.jsonl: --data.train "NAME[:800]" --data.validation
 "NAME[800:900]" --data.test "NAME[900:]".
 
-Score reached: not measured.
+Reached with such slices of the 1,000 documents of a part of XSum's validation set on two
+CPU cores (benchmarks/results/xsum_tiny), which other work shared, in 300 steps:
+
+                        trained   test loss   ROUGE-1   ROUGE-2   ROUGE-L
+    backbone alone            0       4.402      12.2       1.3      10.6
+    prefix-tuning        40,960       3.663      17.4       2.0      13.8
+    embedding only        5,120       3.753      14.6       1.3      12.2
+    top-2 layers      1,580,032       3.549      18.6       3.0      14.6
+    full fine-tuning  4,339,200       3.580      16.3       2.4      12.7
 """
 
 from prefix_jax.config import (
