@@ -90,7 +90,7 @@ class Side:
         context = multiprocessing.get_context("spawn")
         pipe, other = context.Pipe()
         arguments = name, rows, options, cache, other
-        process = context.Process(target=work, args=arguments, daemon=True)
+        process = context.Process(target=work, args=arguments, name=name, daemon=True)
         process.start()
         other.close()
         return cls(process, pipe)
@@ -98,6 +98,7 @@ class Side:
     def wait(self) -> "Side":
         """Until it is ready."""
         self.first = self.pipe.recv()
+        print(f"{self.process.name}: first step {self.first:.1f} s", flush=True)
         return self
 
     def run(self, steps: int) -> int:
