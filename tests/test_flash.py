@@ -233,11 +233,11 @@ def train(fused, mesh=None, parallel="jit"):
     trainable, frozen = split({"backbone": backbone, "prefix": prefix}, "prefix")
     state = init_train_state(trainable, optimizer, jax.random.key(2))
     step = make_train_step(optimizer, TrainConfig(batch_size=ROWS), mesh, parallel)
-    text = ""
     if parallel == "jit":
-        text = step.lower(state, frozen, make_batch()).compile().as_text()
-    state, metrics = step(state, frozen, make_batch())
-    return state, metrics, text
+        step = step.lower(state, frozen, make_batch()).compile()
+    text = step.as_text() if parallel == "jit" else ""
+    _, metrics = step(state, frozen, make_batch())
+    return metrics, text
 
 
 def test_loss_and_gradient():
@@ -263,25 +263,24 @@ def test_loss_and_gradient():
     assert np.linalg.norm(flat - fused_flat) < 0.03 * np.linalg.norm(flat)
 
 
-MESHES = [{"data": 8}, {"data": 4, "tensor": 2}, {"data": 2, "fsdp": 2, "tensor": 2}]
+MESHES = [{"data": 8}, {"data": 2, "fsdp": 2, "tensor": 2}]
 
 
 @pytest.mark.parametrize("axes", MESHES, ids=str)
 def test_eight_devices_equal_one(axes):
     """Each computes its own rows and heads: nothing is gathered for the kernels."""
-    one, metrics, _ = train(fused=True)
-    many, again, text = train(fused=True, mesh=make_mesh(MeshConfig(**axes)))
+    metrics, _ = train(fused=True)
+    again, text = train(fused=True, mesh=make_mesh(MeshConfig(**axes)))
     np.testing.assert_allclose(metrics["loss"], again["loss"], rtol=1e-3)
     np.testing.assert_allclose(metrics["grad_norm"], again["grad_norm"], rtol=0.02)
     if axes == {"data": 8}:
         assert not re.search(r"all-gather|all-to-all|reduce-scatter", text)
-    del one, many
 
 
 def test_pmap_equals_jit():
     mesh = make_mesh(MeshConfig(data=4))
-    _, metrics, _ = train(fused=True, mesh=mesh)
-    _, again, _ = train(fused=True, mesh=mesh, parallel="pmap")
+    metrics, _ = train(fused=True, mesh=mesh)
+    again, _ = train(fused=True, mesh=mesh, parallel="pmap")
     np.testing.assert_allclose(metrics["loss"], again["loss"], rtol=1e-3)
 
 

@@ -268,7 +268,7 @@ def _launch(
     inputs: Sequence[pl.BlockSpec],
     outputs: Sequence[pl.BlockSpec],
     results: Sequence[Array | jax.ShapeDtypeStruct],
-) -> Callable[..., list[Array]]:
+) -> Callable[..., Sequence[Array]]:
     """The kernel over stretches, heads and rows, compiled on GPUs."""
 
     def call(*arguments, interpret: bool):
@@ -285,7 +285,7 @@ def _launch(
     compiled = functools.partial(call, interpret=False)
     interpreted = functools.partial(call, interpret=True)
 
-    def run(*arguments) -> list[Array]:
+    def run(*arguments) -> Sequence[Array]:
         platform = jax.lax.platform_dependent
         return platform(*arguments, cuda=compiled, default=interpreted)
 
@@ -293,10 +293,10 @@ def _launch(
 
 
 def _by_rows_and_heads(
-    function: Callable[..., list[Array]],
+    function: Callable[..., Sequence[Array]],
     inputs: Sequence[str],
     outputs: Sequence[str],
-) -> Callable[..., list[Array]]:
+) -> Callable[..., Sequence[Array]]:
     """The function of arrays whose rows (b) and heads (h) it takes each for itself.
 
     Each word names an array's axes, a letter each. Devices that have some rows or heads
