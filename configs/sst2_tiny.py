@@ -7,8 +7,8 @@ FOLDER holds GLUE's train.tsv and dev.tsv, each also as .tsv.gz. GLUE's test lab
 not public: dev is the test split, and the first 1,000 rows of train choose the prefix.
 
 Reached on two CPU cores (benchmarks/results/sst2_tiny), which other work shared, in 600
-steps; the loss is that of each of a label's two tokens, and tossing a coin for the label
-has 0.347:
+steps; the loss is that of each of a label's two tokens, and tossing a coin for the
+label has 0.347:
 
                         trained   test loss   accuracy   macro F1
     backbone alone            0       8.218      0.555      0.357

@@ -8,8 +8,8 @@ each also as .jsonl.gz. Documents are cut to what `tiny`'s 512 positions leave t
 take all three from one file, NAME.jsonl: --data.train "NAME[:800]" --data.validation
 "NAME[800:900]" --data.test "NAME[900:]".
 
-Reached with such slices of the 1,000 documents of a part of XSum's validation set on two
-CPU cores (benchmarks/results/xsum_tiny), which other work shared, in 300 steps:
+Reached with such slices of 1,000 documents of XSum's validation set on two CPU cores
+(benchmarks/results/xsum_tiny), which other work shared, in 300 steps:
 
                         trained   test loss   ROUGE-1   ROUGE-2   ROUGE-L
     backbone alone            0       4.402      12.2       1.3      10.6

@@ -32,6 +32,7 @@ with epy.lazy_api_imports(globals()):
         make_train_step,
     )
     from prefix_jax.mesh import make_mesh
+    from prefix_jax.model.backbone import Backbone
     from prefix_jax.model.compose import average, bank, concatenate, interpolate
     from prefix_jax.model.gpt2 import GPT2
     from prefix_jax.model.gpt2_config import GPT2Config
@@ -49,6 +50,7 @@ with epy.lazy_api_imports(globals()):
 __all__ = [
     "GPT2",
     "KV",
+    "Backbone",
     "BackboneConfig",
     "Config",
     "DataConfig",

@@ -19,9 +19,9 @@ from flax import nnx
 from prefix_jax.errors import InputError
 from prefix_jax.model.activations import PARAMETERS, activation
 from prefix_jax.model.attention import causal_mask
-from prefix_jax.model.block import Own
 from prefix_jax.model.gpt2_config import GPT2Config
 from prefix_jax.model.kv import KV
+from prefix_jax.model.layers import Own
 
 WORDS, TOKENS = 5, 9
 
@@ -213,7 +213,7 @@ def test_scanned_equals_unrolled(backbone, tokens):
         for i in range(backbone.config.n_layer):
             block = jax.tree.map(lambda x, i=i: x[i], stack)
             x, _, _ = block(x, [], own, jnp.asarray(i), False)
-        return backbone.logits(backbone.ln_f(x, backbone.config.layer_norm_epsilon))
+        return backbone.logits(backbone.last_norm(x))
 
     assert_equals(unrolled(backbone), logits, backbone, tokens)
 

@@ -25,9 +25,9 @@ from prefix_jax.decoding.context import (
 from prefix_jax.decoding.rules import Rules, restrict
 from prefix_jax.decoding.sample import is_end, written_text
 from prefix_jax.decoding.stops import START
-from prefix_jax.model.block import Slots
-from prefix_jax.model.gpt2 import GPT2
+from prefix_jax.model.backbone import Backbone
 from prefix_jax.model.kv import KV
+from prefix_jax.model.layers import Slots
 
 EarlyStopping = Literal["no", "yes", "never"]
 NOT_YET = -1e9
@@ -85,7 +85,7 @@ class _Search:
     ),
 )
 def beam_search(
-    backbone: GPT2,
+    backbone: Backbone,
     prefix: KV | None,
     tokens: Int[Array, "B T"],
     mask: Bool[Array, "B T"],

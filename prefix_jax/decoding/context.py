@@ -23,9 +23,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from prefix_jax.model.block import Slots
-from prefix_jax.model.gpt2 import GPT2, Cache
+from prefix_jax.model.backbone import Backbone, Cache
 from prefix_jax.model.kv import KV
+from prefix_jax.model.layers import Slots
 
 SHORTEST_PART = 8
 """Tokens of each prompt that are read at a time, at least."""
@@ -49,13 +49,13 @@ class Context:
     """Position index of the first new token."""
 
 
-def unrolled(backbone: GPT2) -> GPT2:
+def unrolled(backbone: Backbone) -> Backbone:
     """The backbone with each layer for itself."""
     return backbone.parted(*[1] * backbone.config.n_layer)
 
 
 def read_prompts(
-    backbone: GPT2,
+    backbone: Backbone,
     prefix: KV | None,
     tokens: Int[Array, "B T"],
     mask: Bool[Array, "B T"],
@@ -107,7 +107,7 @@ def _is_infix(prefix: KV | None) -> bool:
     return prefix is not None and prefix.placement == "infix"
 
 
-def empty_caches(backbone: GPT2, rows: int, slots: int) -> list[Slots]:
+def empty_caches(backbone: Backbone, rows: int, slots: int) -> list[Slots]:
     """Room for the keys and values of `slots` tokens in each of `rows`, all zero."""
     heads, width = backbone.config.n_head, backbone.config.head_width
     keys = jnp.zeros((rows, heads, width, slots), backbone.dtype)
@@ -116,7 +116,7 @@ def empty_caches(backbone: GPT2, rows: int, slots: int) -> list[Slots]:
 
 
 def read_token(
-    backbone: GPT2,
+    backbone: Backbone,
     context: Context,
     written: list[Slots],
     lineage: Int[Array, "B G M"],

@@ -13,12 +13,12 @@ from prefix_jax.decoding.beam import beam_search
 from prefix_jax.decoding.request import Generated, Prompt, Request
 from prefix_jax.decoding.sample import go_on_sampling, sample, start_sampling
 from prefix_jax.errors import InputError
-from prefix_jax.model.gpt2 import GPT2
+from prefix_jax.model.backbone import Backbone
 from prefix_jax.model.kv import KV
 
 
 def generate(
-    backbone: GPT2,
+    backbone: Backbone,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Prompt],
     *,
@@ -46,7 +46,7 @@ def generate(
 
 
 def generate_sequences(
-    backbone: GPT2,
+    backbone: Backbone,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Prompt],
     *,
@@ -83,7 +83,7 @@ def generate_sequences(
 
 
 def stream(
-    backbone: GPT2,
+    backbone: Backbone,
     tokenizer: PreTrainedTokenizerBase,
     prompt: Prompt,
     *,

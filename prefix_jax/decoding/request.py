@@ -18,7 +18,7 @@ from prefix_jax.decoding.rules import Rules
 from prefix_jax.decoding.sample import sample
 from prefix_jax.decoding.stops import stop_table
 from prefix_jax.errors import InputError
-from prefix_jax.model.gpt2 import GPT2
+from prefix_jax.model.backbone import Backbone
 from prefix_jax.model.kv import KV, check_prefix_ids
 
 SHORTEST_BUCKET = 16
@@ -46,7 +46,7 @@ class Generated:
 class Request:
     """A checked request."""
 
-    backbone: GPT2
+    backbone: Backbone
     """Unrolled, once for all batches: each program would copy its weights to do so."""
     tokenizer: PreTrainedTokenizerBase
     prompts: list[list[int]]
@@ -61,7 +61,7 @@ class Request:
     @classmethod
     def make(
         cls,
-        backbone: GPT2,
+        backbone: Backbone,
         tokenizer: PreTrainedTokenizerBase,
         prompts: Sequence[Prompt],
         prefix: KV | None,

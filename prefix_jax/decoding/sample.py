@@ -17,9 +17,9 @@ from prefix_jax.decoding.context import (
 )
 from prefix_jax.decoding.rules import Rules, likeliest, restrict, truncate
 from prefix_jax.decoding.stops import START
-from prefix_jax.model.block import Slots
-from prefix_jax.model.gpt2 import GPT2
+from prefix_jax.model.backbone import Backbone
 from prefix_jax.model.kv import KV
+from prefix_jax.model.layers import Slots
 
 
 @no_type_check
@@ -43,7 +43,7 @@ class Sampled:
 
 
 def start_sampling(
-    backbone: GPT2,
+    backbone: Backbone,
     prefix: KV | None,
     tokens: Int[Array, "B T"],
     mask: Bool[Array, "B T"],
@@ -78,7 +78,7 @@ def start_sampling(
 
 
 def go_on_sampling(
-    backbone: GPT2,
+    backbone: Backbone,
     context: Context,
     state: Sampled,
     stops: Int[Array, "states V"] | None,
@@ -162,7 +162,7 @@ def written_text(
 
 @partial(jax.jit, static_argnames=("group", "max_new_tokens", "rules"))
 def sample(
-    backbone: GPT2,
+    backbone: Backbone,
     prefix: KV | None,
     tokens: Int[Array, "B T"],
     mask: Bool[Array, "B T"],

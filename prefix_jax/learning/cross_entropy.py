@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from prefix_jax.model.attention import precision
-from prefix_jax.model.block import head_logits
+from prefix_jax.model.layers import head_logits
 
 CHUNKS = 8
 """A row's tokens are cut into so many chunks,"""

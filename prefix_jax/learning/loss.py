@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from prefix_jax.learning.cross_entropy import cross_entropy
-from prefix_jax.model.gpt2 import GPT2
+from prefix_jax.model.backbone import Backbone
 from prefix_jax.model.kv import KV
 from prefix_jax.model.segments import segments_with, within_segments
 
@@ -31,7 +31,7 @@ class LossSums(NamedTuple):
 
 
 def loss_sums(
-    backbone: GPT2, prefix: KV | None, batch: Batch, *, label_smoothing: float = 0.0
+    backbone: Backbone, prefix: KV | None, batch: Batch, *, label_smoothing: float = 0.0
 ) -> LossSums:
     """Summed loss of the tokens that `loss_mask` marks, given all before them.
 

@@ -1,6 +1,6 @@
 """What is trained: `split` parts the parameter tree, `merge` puts it back.
 
-    params = {"backbone": GPT2, "prefix": Prefix}   (prefix optional)
+    params = {"backbone": Backbone, "prefix": Prefix}   (prefix optional)
 
 Both parts keep the tree's shape, with None where the other part has the leaf, so a
 gradient of the trainable part, or an optimizer state for it, has no frozen leaf at all.
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
 from prefix_jax.errors import InputError
-from prefix_jax.model.gpt2 import GPT2
+from prefix_jax.model.backbone import Backbone
 from prefix_jax.model.kv import KV
 from prefix_jax.model.prefix_kinds import Prefix
 
@@ -22,7 +22,7 @@ from prefix_jax.model.prefix_kinds import Prefix
 class Params(TypedDict):
     """The parameter tree; the parts that `split` gives have None leaves."""
 
-    backbone: GPT2
+    backbone: Backbone
     prefix: NotRequired[Prefix]
 
 
@@ -102,7 +102,7 @@ def finite(tree: Any) -> Bool[Array, ""]:
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
 
 
-def _part_layers(backbone: GPT2, top: int) -> GPT2:
+def _part_layers(backbone: Backbone, top: int) -> Backbone:
     """The same backbone with its top layers in a stack of their own, if there are any.
 
     Then their gradient is a leaf of its own, and backpropagation ends below them. What

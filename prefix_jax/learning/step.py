@@ -21,7 +21,7 @@ from prefix_jax.errors import InputError
 from prefix_jax.learning.loss import Batch, divisor, loss_sums
 from prefix_jax.learning.split import Params, merge
 from prefix_jax.mesh import by_rows, is_parted, layout, replicated
-from prefix_jax.model.gpt2 import GPT2
+from prefix_jax.model.backbone import Backbone
 from prefix_jax.model.kv import KV
 
 
@@ -203,7 +203,7 @@ def _one_program_a_device(step: Step, mesh: Mesh | None, accumulate: int) -> Ste
 
 def make_eval_step(
     mesh: Mesh | None = None,
-) -> Callable[[GPT2, KV | None, Batch], dict[str, Array]]:
+) -> Callable[[Backbone, KV | None, Batch], dict[str, Array]]:
     """A compiled `evaluate(backbone, prefix, batch)`.
 
     Gives `nll`, summed over the batch in nats, and `tokens`, the number of targets;

@@ -26,6 +26,7 @@ WARPS, STAGES = 4, 3
 
 
 def forward_kernel(query, key, value, start, *others, scale, prefix_length):
+    """Mixed values of a stretch's queries, and log2 of what their weights sum to."""
     *prefix, mixed, total = others
     number, queries = pl.program_id(0), query[...]
 

@@ -1,60 +1,113 @@
-"""GPT-2 in Flax: stacked layers, scanned, with a prefix of keys and values.
+"""GPT-2: its layers, learned positions and layer norms, on what all families share.
 
-    GPT2
-      token_embedding     [V D]     also the output head unless `head` is there
-      position_embedding  [M D]     M = n_positions
-      blocks              list of stacks; every leaf of a stack has a leading axis of
-                          its layers. One stack, or one for each layer (`unroll`), or
-                          two where `split` parts the layers
+    GPT2(Backbone)
+      position_embedding  [M D]          M = n_positions
       ln_f                scale, bias [D]
-      head                [V D] or None (tied)
+      blocks              Block: ln_1, qkv, out, ln_2, up, down, act
 
 Written after transformers' modeling_gpt2 (behaviour) and tested against it.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from prefix_jax.errors import InputError
-from prefix_jax.model.attention import KeyBlock, causal_mask, prefix_mask
-from prefix_jax.model.block import Block, Norm, Own, Slots, head_logits
-from prefix_jax.model.flash import Texts, fits
+from prefix_jax.model.activations import PARAMETERS, activation
+from prefix_jax.model.attention import (
+    KeyBlock,
+    attend,
+    attend_causally,
+    attend_fused,
+    mass,
+)
+from prefix_jax.model.backbone import Backbone, stacked
 from prefix_jax.model.gpt2_config import GPT2Config
-from prefix_jax.model.kv import KV
-from prefix_jax.model.segments import segment_mask, segment_starts
+from prefix_jax.model.layers import Dense, Own, recomputed
 
 
-class Cache(NamedTuple):
-    """Keys and values of tokens that were read before, for each layer."""
+class Norm(nnx.Module):
+    """Layer norm with f32 statistics, result in the input's type."""
 
-    layers: Sequence[Slots]
-    mask: Bool[Array, "#B #T S"]
-    """Which slots each row, or each of its tokens, sees."""
-    start: Int[Array, ""] | None = None
-    """Where the tokens that are read now write theirs, in place of a block of their
-    own: `mask` says which of those they see, too. None: the cache is only read."""
+    def __init__(self, shape: tuple[int, ...], epsilon: float):
+        self.epsilon = epsilon
+        self.scale = nnx.Param(jnp.ones(shape))
+        self.bias = nnx.Param(jnp.zeros(shape))
 
-
-class Forward(NamedTuple):
-    """What a pass through the layers gives."""
-
-    hidden: Float[Array, "B T D"]
-    """After the last layer norm, in the backbone's dtype."""
-    kv: KV | None
-    """Keys and values of the tokens themselves, if asked for."""
-    written: list[Slots]
-    """The layers of the cache that has a `start`, with the tokens' in their place."""
-    prefix_mass: Float[Array, "L B H T"] | None
-    """The share of attention that each token pays to the prefix, if asked for."""
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        wide = x.astype(jnp.float32)
+        mean = wide.mean(-1, keepdims=True)
+        centred = wide - mean
+        variance = jnp.square(centred).mean(-1, keepdims=True)
+        normal = centred * jax.lax.rsqrt(variance + self.epsilon)
+        return (normal * self.scale[...] + self.bias[...]).astype(x.dtype)
 
 
-class GPT2(nnx.Module):
-    """GPT-2, a Flax module that is a plain pytree."""
+class Block(nnx.Module):
+    """A stack of GPT-2's layers."""
+
+    def __init__(self, config: GPT2Config, layers: int, key: PRNGKeyArray):
+        self.config = config
+        d, h, k, f = config.n_embd, config.n_head, config.head_width, config.mlp_width
+        keys = jax.random.split(key, 4)
+        # The two projections into the residual stream start smaller (GPT-2 paper).
+        deviation = config.initializer_range
+        small = deviation / (2 * config.n_layer) ** 0.5
+        self.ln_1 = Norm((layers, d), config.layer_norm_epsilon)
+        self.qkv = Dense((layers, d, h, 3, k), 1, deviation, keys[0])
+        self.out = Dense((layers, h, k, d), 2, small, keys[1])
+        self.ln_2 = Norm((layers, d), config.layer_norm_epsilon)
+        self.up = Dense((layers, d, f), 1, deviation, keys[2])
+        self.down = Dense((layers, f, d), 1, small, keys[3])
+        parameters = PARAMETERS.get(config.activation_function, {})
+        self.act = nnx.Dict(
+            {
+                name: nnx.Param(jnp.array([start] * layers))
+                for name, start in parameters.items()
+            }
+        )
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        seen: list[KeyBlock],
+        own: Own,
+        index: Int[Array, ""],
+        observe: bool,
+    ) -> tuple[Float[Array, "B T D"], KeyBlock | None, Array | None]:
+        """One layer: its output, the block that holds these tokens' keys and values
+        (none where attention is fused), and, if asked for, the attention that the first
+        block receives, [B H T]."""
+        config = self.config
+        scale = config.head_width**-0.5 if config.scale_attn_weights else 1.0
+        if config.scale_attn_by_inverse_layer_idx:
+            scale = scale / (index + 1)
+        with jax.named_scope("attention"):
+            normal = recomputed(self.ln_1)(x)
+            qkv = self.qkv(normal)
+            own_block = observed = None
+            if own.texts is not None:
+                mixed = attend_fused(qkv, seen, own.texts, float(scale))
+            else:
+                query, key, value = jnp.moveaxis(qkv, 3, 0)
+                own_block = own.write(key, value)
+                blocks = [*seen, own_block]
+                observed = mass(query, blocks, scale) if observe else None
+                if own.slots is None:
+                    mixed = attend_causally(query, seen, own_block, scale)
+                else:
+                    mixed = attend(query, blocks, scale)
+            x += self.out(mixed)
+        with jax.named_scope("mlp"):
+            normal = recomputed(self.ln_2)(x)
+            act = activation(config.activation_function)
+            shape = {name: value.astype(x.dtype) for name, value in self.act.items()}
+            x += self.down(recomputed(act, **shape)(self.up(normal)))
+        return x, own_block, observed
+
+
+class GPT2(Backbone):
+    """GPT-2 of any shape and variant."""
 
     def __init__(
         self,
@@ -88,241 +141,18 @@ class GPT2(nnx.Module):
         )
         layers = config.n_layer
         sizes = [1] * layers if unroll else [layers]
-        self.blocks = nnx.List(_stacked([Block(config, layers, keys[2])], sizes))
-        self.ln_f = Norm((d,))
+        self.blocks = nnx.List(stacked([Block(config, layers, keys[2])], sizes))
+        self.ln_f = Norm((d,), config.layer_norm_epsilon)
         self.head = nnx.data(
             None
             if config.tie_word_embeddings
             else nnx.Param(deviation * jax.random.normal(keys[3], (v, d)))
         )
 
-    def __call__(
-        self,
-        tokens: Int[Array, "B T"],
-        prefix: KV | None = None,
-        mask: Bool[Array, "B T"] | None = None,
-        positions: Int[Array, "#B T"] | None = None,
-        prefix_ids: Int[Array, " rows"] | None = None,
-        after: Bool[Array, "B T"] | None = None,
-        segments: Int[Array, "B T"] | None = None,
-    ) -> Float[Array, "B T V"]:
-        """f32 logits of the next token; arguments as in `hidden_states`."""
-        return self.logits(
-            self.hidden_states(
-                tokens, prefix, mask, positions, prefix_ids, after, segments
-            )
-        )
-
-    def hidden_states(
-        self,
-        tokens: Int[Array, "B T"],
-        prefix: KV | None = None,
-        mask: Bool[Array, "B T"] | None = None,
-        positions: Int[Array, "#B T"] | None = None,
-        prefix_ids: Int[Array, " rows"] | None = None,
-        after: Bool[Array, "B T"] | None = None,
-        segments: Int[Array, "B T"] | None = None,
+    def at_positions(
+        self, x: Float[Array, "B T D"], positions: Int[Array, "#B T"]
     ) -> Float[Array, "B T D"]:
-        """What the logits are made of; arguments as in `forward`.
+        return x + self.position_embedding[...][positions].astype(x.dtype)
 
-        `prefix_ids` names for each row its prefix in the bank `prefix`; without them
-        there is one prefix for all rows, or one for each. Raises InputError too where
-        their numbers differ.
-        """
-        rows = len(tokens)
-        if prefix_ids is not None:
-            if prefix is None or len(prefix_ids) != rows:
-                raise InputError(
-                    f"{len(prefix_ids)} prefix_ids for {rows} rows and "
-                    f"{0 if prefix is None else prefix.number} prefixes; give a bank "
-                    "of prefixes, and an id for each row"
-                )
-            prefix = prefix.select(prefix_ids)
-        elif prefix is not None and prefix.number not in (1, rows):
-            raise InputError(
-                f"{prefix.number} prefixes for {rows} rows: choose one for each row "
-                "(prefix_ids)"
-            )
-        return self.forward(
-            tokens,
-            prefix=prefix,
-            mask=mask,
-            positions=positions,
-            after=after,
-            segments=segments,
-        ).hidden
-
-    def forward(
-        self,
-        tokens: Int[Array, "B T"] | Float[Array, "B T D"],
-        *,
-        prefix: KV | None = None,
-        caches: Sequence[Cache] = (),
-        mask: Bool[Array, "B T"] | None = None,
-        positions: Int[Array, "#B T"] | None = None,
-        collect: bool = False,
-        observe: bool = False,
-        after: Bool[Array, "B T"] | None = None,
-        segments: Int[Array, "B T"] | None = None,
-    ) -> Forward:
-        """The layers over `tokens`, which see the prefix, the caches and each other.
-
-        Tokens are ids or embeddings [B T D], which stand for what ids would look up.
-        `mask` marks the real tokens (None: all); the prefix is always seen, and where
-        it holds N < B of them, B/N neighbouring rows share each. `positions`
-        are indices into the position table; None counts on from the prefix, and is only
-        for text without a cache before it. Given ones are not checked: a compiled
-        program cannot, and out of range they read the table's last row.
-        `collect` returns the tokens' own keys and values; `observe` the
-        attention that they pay to a prefix that shares their softmax. `after` marks
-        the tokens that come after an infix, which alone see it; for an infix only.
-        `segments` says which of the texts packed into its row each token belongs to,
-        numbered from 1 on (0: padding), in place of `mask`: every text sees the prefix
-        and itself and counts its own positions. Rows may exceed the table, a text may
-        not, which is the caller's to check (as for given positions).
-        Raises InputError where the positions cannot fit the table.
-        """
-        rows, length = tokens.shape[:2]
-        if prefix is not None:
-            prefix.check_fit(self.config, rows, after)
-        if segments is not None and (caches or mask is not None):
-            raise ValueError("segments take the place of mask, and read no cache")
-        if positions is None:
-            if caches:
-                raise ValueError("after a cache, positions must be given")
-            positions = self._positions(prefix, rows, length, after, segments)
-        if caches and (set(self.stack_sizes) != {1} or collect or observe):
-            raise ValueError("caches are for a plain pass through unrolled layers")
-        if mask is not None and any(cache.start is not None for cache in caches):
-            raise ValueError("of tokens that go to a cache, its own mask tells")
-        texts = own_mask = None
-        plain = mask is None and not (caches or observe or collect)
-        if plain and self._fuses(prefix, after):
-            texts = Texts.of(rows, length, segments)
-        elif segments is None:
-            own_mask = causal_mask(length, mask)
-        else:
-            own_mask = segment_mask(segments)
-        prefix_layers = None
-        if prefix is not None:
-            prefix = prefix.cast(self.dtype, rows)
-            prefix_layers = prefix.keys, prefix.values, prefix.mask
-
-        with jax.named_scope("embed"):
-            x = self.token_embedding[...][tokens] if tokens.ndim == 2 else tokens
-            x = x.astype(self.dtype)
-            x += self.position_embedding[...][positions].astype(self.dtype)
-            if texts is not None:
-                x = jnp.pad(x, [(0, 0), (0, texts.padded - length), (0, 0)])
-
-        def layer(x, inputs, slots=()):
-            block, index, prefix_layer = inputs
-            seen, own = [], Own(own_mask, texts=texts)
-            if prefix is not None:
-                keys, values, real = prefix_layer
-                visible = prefix_mask(real, after, prefix.length)
-                seen.append(KeyBlock.of(keys, values, visible, prefix.own_softmax))
-            for cache, held in zip(caches, slots, strict=True):
-                if cache.start is None:
-                    seen.append(KeyBlock(held.keys, held.values, cache.mask))
-                else:
-                    own = Own(cache.mask, held, cache.start)
-            observing = observe and prefix is not None and not prefix.own_softmax
-            x, own_block, share = block(x, seen, own, index, observing)
-            keep = collect or slots
-            own_kv = Slots(own_block.keys, own_block.values) if keep else None
-            return x, (own_kv, share)
-
-        if self.remat:
-            layer = jax.checkpoint(layer)
-        start, written, gathered = 0, [], []
-        for number, (stack, size) in enumerate(
-            zip(self.blocks, self.stack_sizes, strict=True)
-        ):
-            stop = start + size
-            inputs = (
-                stack,
-                jnp.arange(start, stop),
-                jax.tree.map(lambda x, a=start, b=stop: x[a:b], prefix_layers),
-            )
-            if caches:
-                # A scan would copy the slots.
-                alone = jax.tree.map(lambda x: x[0], inputs)
-                slots = [cache.layers[number] for cache in caches]
-                x, (own, _) = layer(x, alone, slots)
-                written.append(own)
-            else:
-                unroll = size if self.unroll else 1
-                x, kept = jax.lax.scan(layer, x, inputs, unroll=unroll)
-                gathered.append(kept)
-            start = stop
-        hidden = self.ln_f(x[:, :length], self.config.layer_norm_epsilon)
-        kv = share = None
-        if gathered:
-            own, share = jax.tree.map(lambda *x: jnp.concatenate(x), *gathered)
-            if own is not None:
-                kv = KV(own.keys.transpose(0, 1, 4, 2, 3), own.values.swapaxes(2, 3))
-        return Forward(hidden, kv, written, share)
-
-    @property
-    def stack_sizes(self) -> tuple[int, ...]:
-        """Layers of each stack."""
-        return tuple(stack.ln_1.scale.shape[0] for stack in self.blocks)
-
-    def parted(self, *sizes: int) -> "GPT2":
-        """The same layers in stacks of these sizes, each scanned for itself."""
-        if sizes == self.stack_sizes:
-            return self
-        assert sum(sizes) == self.config.n_layer, sizes
-        parted = jax.tree.map(lambda x: x, self)  # a copy that shares the leaves
-        parted.blocks = nnx.List(_stacked(self.blocks, sizes))
-        return parted
-
-    @property
-    def output_head(self) -> Float[Array, "V D"]:
-        """The matrix from hidden states to logits: the token embedding if tied."""
-        return (self.token_embedding if self.head is None else self.head)[...]
-
-    def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
-        """f32 logits of hidden states."""
-        with jax.named_scope("head"):
-            return head_logits(hidden, self.output_head)
-
-    def _fuses(self, prefix: KV | None, after: Array | None) -> bool:
-        """Whether fused attention computes what this prefix asks for."""
-        config = self.config
-        scale_is_known = not config.scale_attn_by_inverse_layer_idx
-        all_see_all = after is None and (
-            prefix is None or (prefix.mask is None and not prefix.own_softmax)
-        )
-        can = fits(self.dtype, config.head_width)
-        return self.fused and can and scale_is_known and all_see_all
-
-    def _positions(self, prefix, rows, length, after, segments):
-        shift = 0 if prefix is None else prefix.shift(rows, after)
-        offset = 0 if prefix is None else prefix.position_offset
-        limit = self.config.n_positions
-        if segments is not None:
-            if offset >= limit:
-                raise InputError(
-                    f"the prefix takes {offset} of the backbone's {limit} positions, "
-                    "which leaves none for text; give a shorter one"
-                )
-            return jnp.arange(length) - segment_starts(segments) + shift
-        if offset + length > limit:
-            raise InputError(
-                f"prefix {offset} + {length} tokens = {offset + length} positions; the "
-                f"backbone has {limit}; shorten the text to {max(limit - offset, 0)} "
-                "tokens"
-            )
-        return jnp.arange(length)[None] + shift
-
-
-def _stacked(blocks: Sequence[Block], sizes: Sequence[int]) -> list[Block]:
-    """The layers of `blocks` in stacks of these sizes."""
-    whole = jax.tree.map(lambda *x: jnp.concatenate(x), *blocks)
-    starts = [sum(sizes[:number]) for number in range(len(sizes))]
-    return [
-        jax.tree.map(lambda x, i=start, n=size: x[i : i + n], whole)
-        for start, size in zip(starts, sizes, strict=True)
-    ]
+    def last_norm(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        return self.ln_f(x)

@@ -7,12 +7,13 @@ from typing import Annotated
 from prefix_jax.checks import Bounds, Size, check, hints
 from prefix_jax.errors import InputError, shown
 from prefix_jax.model.activations import activation
+from prefix_jax.model.shape import Shape
 
 Small = Annotated[float, Bounds(least=0, most=1_000)]
 
 
 @dataclasses.dataclass(frozen=True)
-class GPT2Config:
+class GPT2Config(Shape):
     """Shape and variant, with Hugging Face's field names and defaults."""
 
     vocab_size: Size = 50257
@@ -48,13 +49,21 @@ class GPT2Config:
     def mlp_width(self) -> int:
         return 4 * self.n_embd if self.n_inner is None else self.n_inner
 
-    def check_room(self, length: int, what: str) -> None:
-        """InputError where `length` positions leave none for text; `what` has them."""
-        if length >= self.n_positions:
-            raise InputError(
-                f"{what} of length {length} leaves no room for text in the backbone's "
-                f"{self.n_positions} positions; give a shorter one"
-            )
+    def fields(self) -> dict[str, object]:
+        return dataclasses.asdict(self)
+
+    def variant(self) -> dict[str, object]:
+        return {
+            "n_head": self.n_head,
+            "activation_function": self.activation_function,
+            "layer_norm_epsilon": self.layer_norm_epsilon,
+            "scale_attn_weights": self.scale_attn_weights,
+            "scale_attn_by_inverse_layer_idx": self.scale_attn_by_inverse_layer_idx,
+        }
+
+    @property
+    def scales_alike(self) -> bool:
+        return not self.scale_attn_by_inverse_layer_idx
 
     @classmethod
     def from_dict(cls, values: Mapping) -> "GPT2Config":

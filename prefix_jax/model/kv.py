@@ -11,7 +11,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, Int32
 
 from prefix_jax.errors import InputError
-from prefix_jax.model.gpt2_config import GPT2Config
+from prefix_jax.model.shape import Shape
 from prefix_jax.prefix_config import Placement, PositionMode
 
 
@@ -163,7 +163,7 @@ class KV:
         return dataclasses.replace(self, lengths=jnp.minimum(lengths, length))
 
     def check_fit(
-        self, config: GPT2Config, rows: int, after: Bool[Array, "rows T"] | None
+        self, config: Shape, rows: int, after: Bool[Array, "rows T"] | None
     ) -> None:
         """InputError unless a text of so many rows can be read with it.
 
@@ -185,7 +185,7 @@ class KV:
                 "`after` is for an infix; all of the text comes after a prefix"
             )
 
-    def check_shape(self, config: GPT2Config) -> None:
+    def check_shape(self, config: Shape) -> None:
         """InputError unless it has the layers and heads of such a backbone."""
         layers, _, _, heads, width = self.keys.shape
         own = config.n_layer, config.n_head, config.head_width

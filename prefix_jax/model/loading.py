@@ -12,7 +12,7 @@ from transformers import GPT2Tokenizer, PreTrainedTokenizerFast
 
 from prefix_jax.config import Dtype
 from prefix_jax.errors import InputError, closest, first_line, json_value, shortened
-from prefix_jax.model.gpt2 import GPT2
+from prefix_jax.model.backbone import Backbone
 from prefix_jax.model.gpt2_config import GPT2Config
 from prefix_jax.model.tensor_files import open_tensors, read_json
 from prefix_jax.model.weights import fill
@@ -51,7 +51,7 @@ def load_backbone(
     remat: bool = False,
     unroll: bool = False,
     fused: bool = False,
-) -> GPT2:
+) -> Backbone:
     """A backbone with its weights, stored and computed in `dtype`.
 
     `name` is `tiny` (bundled), a Hugging Face folder, or a name on the hub such as

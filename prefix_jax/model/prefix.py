@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from transformers import PreTrainedTokenizerBase
 
 from prefix_jax.errors import InputError
-from prefix_jax.model.gpt2 import GPT2
+from prefix_jax.model.backbone import Backbone
 from prefix_jax.model.kv import KV
 from prefix_jax.model.prefix_form import Form, layer_lengths
 from prefix_jax.model.prefix_kinds import EmbeddingPrefix, FlatPrefix, MLPPrefix
@@ -24,7 +24,7 @@ from prefix_jax.prefix_config import PrefixConfig
 
 
 def init_prefix(
-    backbone: GPT2,
+    backbone: Backbone,
     config: PrefixConfig = PrefixConfig(),
     *,
     key: PRNGKeyArray,
@@ -108,7 +108,7 @@ def _nested(config: PrefixConfig, length: int) -> tuple[int, ...]:
 
 
 def _checked_start(
-    start: KV | Float[Array, "P D"] | None, config: PrefixConfig, backbone: GPT2
+    start: KV | Float[Array, "P D"] | None, config: PrefixConfig, backbone: Backbone
 ) -> KV | Float[Array, "P D"]:
     """What `init="prefix"` starts from, if it could be the prefix of `config`."""
     if start is None:

@@ -14,18 +14,18 @@ from jax.lax import Precision
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from prefix_jax.errors import InputError
-from prefix_jax.model.gpt2 import GPT2
-from prefix_jax.model.gpt2_config import GPT2Config
+from prefix_jax.model.backbone import Backbone
 from prefix_jax.model.kv import KV
 from prefix_jax.model.prefix_form import Form
 from prefix_jax.model.prefix_start import activations
+from prefix_jax.model.shape import Shape
 
 
 @runtime_checkable
 class Prefix(Protocol):
     """What every kind of prefix is: a pytree that gives a `KV` with N = 1."""
 
-    def fold(self, backbone: GPT2, *, key: PRNGKeyArray | None = None) -> KV: ...
+    def fold(self, backbone: Backbone, *, key: PRNGKeyArray | None = None) -> KV: ...
 
 
 class FlatPrefix(nnx.Module):
@@ -67,7 +67,7 @@ class FlatPrefix(nnx.Module):
         keys, values = self.form.drop((keys, values), drop)
         return self.form.kv(keys, values, _value(self.gate), draw)
 
-    def fold(self, backbone: GPT2, *, key: PRNGKeyArray | None = None) -> KV:
+    def fold(self, backbone: Backbone, *, key: PRNGKeyArray | None = None) -> KV:
         """The same; the backbone is not needed."""
         return self(key=key)
 
@@ -85,7 +85,7 @@ class MLPPrefix(nnx.Module):
 
     def __init__(
         self,
-        shape: GPT2Config,
+        shape: Shape,
         length: int,
         hidden: int,
         form: Form = Form(),
@@ -136,7 +136,7 @@ class MLPPrefix(nnx.Module):
         keys, values = self.form.drop((both[0], both[1]), drop)
         return self.form.kv(keys, values, _value(self.gate), draw)
 
-    def fold(self, backbone: GPT2, *, key: PRNGKeyArray | None = None) -> KV:
+    def fold(self, backbone: Backbone, *, key: PRNGKeyArray | None = None) -> KV:
         """The same; the backbone is not needed."""
         return self(key=key)
 
@@ -190,7 +190,7 @@ class EmbeddingPrefix(nnx.Module):
         """The vectors as the backbone reads them, f32."""
         return self.vectors[...] * self.embedding_scale[...]
 
-    def fold(self, backbone: GPT2, *, key: PRNGKeyArray | None = None) -> KV:
+    def fold(self, backbone: Backbone, *, key: PRNGKeyArray | None = None) -> KV:
         """The prefix as KV [L 1 P H K] in f32; `key` as in `FlatPrefix`.
 
         The gradient goes through the backbone's pass over the vectors.

@@ -13,12 +13,12 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from transformers import PreTrainedTokenizerBase
 
 from prefix_jax.errors import InputError
-from prefix_jax.model.gpt2 import GPT2
+from prefix_jax.model.backbone import Backbone
 from prefix_jax.model.kv import KV
 from prefix_jax.prefix_config import PrefixConfig
 
 
-def activations(backbone: GPT2, text: Int[Array, " T"] | Float[Array, "T D"]) -> KV:
+def activations(backbone: Backbone, text: Int[Array, " T"] | Float[Array, "T D"]) -> KV:
     """Keys and values [L 1 T H K], f32, that the backbone gives a text of T tokens.
 
     Instead of token ids, the text may be embeddings, as prompt tuning learns them.
@@ -32,7 +32,7 @@ def _collected(backbone, tokens):
     return backbone.forward(tokens, collect=True).kv
 
 
-def activation_scale(backbone: GPT2, key: PRNGKeyArray) -> KV:
+def activation_scale(backbone: Backbone, key: PRNGKeyArray) -> KV:
     """Size of the backbone's keys and values by layer and head, [L 1 1 H 1] in f32.
 
     A power of two (`_size`), so it is the same on every device. Measured on random
@@ -44,7 +44,7 @@ def activation_scale(backbone: GPT2, key: PRNGKeyArray) -> KV:
     return KV(_size(kv.keys, (2, 4)), _size(kv.values, (2, 4)))
 
 
-def embedding_scale(backbone: GPT2) -> Float[Array, "1 1"]:
+def embedding_scale(backbone: Backbone) -> Float[Array, "1 1"]:
     """Size of the numbers in the backbone's token embeddings."""
     return _size(backbone.token_embedding[...].astype(jnp.float32), (0, 1))
 

@@ -9,7 +9,6 @@ we have each head's three (so that heads can be dealt out to devices):
     blocks/0/out/kernel  [L H K D]     h.{i}.attn.c_proj.weight  [H*K D]
 """
 
-import dataclasses
 import hashlib
 import json
 import math
@@ -24,6 +23,7 @@ import numpy as np
 from jaxtyping import Float
 
 from prefix_jax.errors import InputError
+from prefix_jax.model.backbone import Backbone
 from prefix_jax.model.gpt2 import GPT2
 from prefix_jax.model.gpt2_config import GPT2Config
 from prefix_jax.model.tensor_files import FLOATS, Stored, save_tensors
@@ -84,7 +84,7 @@ class _Leaf(NamedTuple):
         return part.reshape(self.shape)
 
 
-def save_backbone(folder: str | Path, backbone: GPT2) -> None:
+def save_backbone(folder: str | Path, backbone: Backbone) -> None:
     """Write `config.json` and `model.safetensors`, as transformers' GPT-2 reads them.
 
     Parameters keep their types. Raises InputError if `folder` is a file.
@@ -102,13 +102,13 @@ def save_backbone(folder: str | Path, backbone: GPT2) -> None:
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
         "torch_dtype": str(backbone.token_embedding.dtype),
-        **dataclasses.asdict(backbone.config),
+        **backbone.config.fields(),
     }
     text = json.dumps(values, indent=2) + "\n"
     (folder / "config.json").write_text(text, encoding="utf-8")
 
 
-def fingerprint(backbone: GPT2) -> str:
+def fingerprint(backbone: Backbone) -> str:
     """16 hexadecimal digits that name the function a backbone computes.
 
     SHA-256 over the configuration (as far as it changes the logits) and the weights
@@ -116,14 +116,7 @@ def fingerprint(backbone: GPT2) -> str:
     copy of a backbone agree, and so do its layers in one stack or in two; a change too
     small for bf16 goes unseen.
     """
-    config = backbone.config
-    variant = {
-        "n_head": config.n_head,
-        "activation_function": config.activation_function,
-        "layer_norm_epsilon": config.layer_norm_epsilon,
-        "scale_attn_weights": config.scale_attn_weights,
-        "scale_attn_by_inverse_layer_idx": config.scale_attn_by_inverse_layer_idx,
-    }
+    variant = backbone.config.variant()
     digest = hashlib.sha256(json.dumps(variant, sort_keys=True).encode())
     rounded = jax.tree.map(lambda x: x.astype(jnp.bfloat16), backbone)
     for name, tensor in sorted(_tensors(rounded).items()):
@@ -165,7 +158,7 @@ def fill(
     return treedef.unflatten(filled)
 
 
-def _layout(backbone: GPT2) -> list[_Leaf]:
+def _layout(backbone: Backbone) -> list[_Leaf]:
     """What each leaf of the tree is called in the file, in the tree's order."""
     starts, start = [], 0
     for stack in backbone.blocks:
@@ -195,7 +188,7 @@ def _layout(backbone: GPT2) -> list[_Leaf]:
     return [describe(path, leaf) for path, leaf in paths]
 
 
-def _tensors(backbone: GPT2) -> dict[str, Float[np.ndarray, "..."]]:
+def _tensors(backbone: Backbone) -> dict[str, Float[np.ndarray, "..."]]:
     """The parameters under Hugging Face's names and in its shapes."""
     tensors = {}
     for leaf, value in zip(_layout(backbone), jax.tree.leaves(backbone), strict=True):

@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 from prefix_jax.data.tokens import Row
 from prefix_jax.errors import InputError
-from prefix_jax.model.gpt2 import GPT2
+from prefix_jax.model.backbone import Backbone
 from prefix_jax.model.kv import KV
 from prefix_jax.model.loading import load_backbone
 from prefix_jax.model.weights import fingerprint
@@ -35,8 +35,8 @@ def find_backbone(
     folder: Path,
     metadata: Metadata,
     backbone: str | None = None,
-    load: Callable[..., GPT2] = load_backbone,
-) -> tuple[GPT2 | None, KV | None, str]:
+    load: Callable[..., Backbone] = load_backbone,
+) -> tuple[Backbone | None, KV | None, str]:
     """The backbone of the prefix in `folder` with the prefix, or None, and how it went.
 
     `backbone`: name or folder; None: as the prefix says. Raises InputError for one that
@@ -62,7 +62,7 @@ def find_backbone(
     return model, prefix, "the same, by its fingerprint"
 
 
-def read_with(model: GPT2, kv: KV, rows: Sequence[Row]) -> Read:
+def read_with(model: Backbone, kv: KV, rows: Sequence[Row]) -> Read:
     """Read rows with a prefix; an infix is seen from where its row's target begins.
 
     Then only the tokens that see it count for `mass`. The rows must fit the backbone's

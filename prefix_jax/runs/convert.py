@@ -6,7 +6,7 @@ from pathlib import Path
 from prefix_jax.config import Dtype
 from prefix_jax.data_config import Task
 from prefix_jax.errors import InputError
-from prefix_jax.model.gpt2 import GPT2
+from prefix_jax.model.backbone import Backbone
 from prefix_jax.model.loading import load_backbone, load_tokenizer
 from prefix_jax.model.tensor_files import open_tensors, read_json
 from prefix_jax.model.weights import fingerprint, save_backbone
@@ -234,7 +234,7 @@ def _write_backbone(folder: Path, name: str, expected: str | None) -> None:
         load_tokenizer(name).save_pretrained(fresh)
 
 
-def _check_same(model: GPT2, what: str, expected: str | None) -> None:
+def _check_same(model: Backbone, what: str, expected: str | None) -> None:
     found = fingerprint(model)
     if expected is not None and found != expected:
         raise InputError(

@@ -12,7 +12,7 @@ from prefix_jax.data.tasks import Example, Split
 from prefix_jax.data_config import label_words
 from prefix_jax.distributed import check_alike, is_first
 from prefix_jax.errors import InputError
-from prefix_jax.model.gpt2 import GPT2
+from prefix_jax.model.backbone import Backbone
 from prefix_jax.model.kv import KV
 from prefix_jax.runs.evaluation import Evaluation, counted, write_evaluation
 from prefix_jax.runs.prefixes import load_bank
@@ -141,7 +141,7 @@ def evaluate_prefixes(
 
 def score(
     setup: Setup,
-    backbone: GPT2,
+    backbone: Backbone,
     prefix: KV | None,
     split: Split,
     which: Which,
@@ -180,7 +180,7 @@ def _with_each(held_out: Rows, names: Sequence[str]) -> Rows:
 
 def _write(
     setup: Setup,
-    backbone: GPT2,
+    backbone: Backbone,
     bank: KV | None,
     split: Split,
     names: Sequence[str],

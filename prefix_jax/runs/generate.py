@@ -18,7 +18,7 @@ from prefix_jax.data_config import Task, label_words
 from prefix_jax.decoding.generate import generate_sequences, stream
 from prefix_jax.decoding.request import Generated
 from prefix_jax.errors import InputError
-from prefix_jax.model.gpt2 import GPT2
+from prefix_jax.model.backbone import Backbone
 from prefix_jax.model.kv import KV
 from prefix_jax.model.loading import load_backbone, load_tokenizer
 from prefix_jax.model.weights import fingerprint
@@ -45,7 +45,7 @@ class Kind(NamedTuple):
 class Writer:
     """A backbone and its prefixes, each with the kind of prompt it was trained for."""
 
-    backbone: GPT2
+    backbone: Backbone
     tokenizer: PreTrainedTokenizerFast
     kinds: Mapping[str, Kind]
     """What a prompt is for each prefix, by its name; empty for a bare backbone."""

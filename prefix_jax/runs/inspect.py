@@ -10,7 +10,7 @@ import numpy as np
 from prefix_jax.data.tokens import Row, encode_texts
 from prefix_jax.errors import InputError
 from prefix_jax.learning.split import count
-from prefix_jax.model.gpt2 import GPT2
+from prefix_jax.model.backbone import Backbone
 from prefix_jax.model.kv import KV
 from prefix_jax.model.loading import load_tokenizer
 from prefix_jax.runs.attention import Read, find_backbone, read_with
@@ -106,7 +106,7 @@ def inspect_prefix(
     )
 
 
-def _read(model: GPT2, kv: KV, texts: Sequence[str], name: str) -> Read:
+def _read(model: Backbone, kv: KV, texts: Sequence[str], name: str) -> Read:
     if empty := [text for text in texts if not text.strip()]:
         raise InputError(f"--text {empty[0]!r} is empty; give some words")
     encoded = encode_texts(texts, load_tokenizer(name))

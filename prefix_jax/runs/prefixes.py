@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from prefix_jax.errors import InputError
+from prefix_jax.model.backbone import Backbone
 from prefix_jax.model.compose import bank
-from prefix_jax.model.gpt2 import GPT2
 from prefix_jax.model.kv import KV
 from prefix_jax.storage.artifact import load_prefix
 
@@ -45,7 +45,7 @@ def named_folders(given: Sequence[str]) -> dict[str, Path]:
 
 
 def load_bank(
-    folders: Mapping[str, Path], backbone: GPT2, backbone_fingerprint: str
+    folders: Mapping[str, Path], backbone: Backbone, backbone_fingerprint: str
 ) -> KV:
     """The prefixes of these folders as one KV, in their order.
 

@@ -30,6 +30,7 @@ from prefix_jax.distributed import check_alike
 from prefix_jax.errors import InputError
 from prefix_jax.learning.split import Params, folded
 from prefix_jax.mesh import make_mesh, put
+from prefix_jax.model.backbone import Backbone
 from prefix_jax.model.flash import fuses
 from prefix_jax.model.gpt2 import GPT2
 from prefix_jax.model.kv import KV
@@ -67,7 +68,7 @@ class Setup:
     """The fixed parts of a run."""
 
     config: Config
-    backbone: GPT2
+    backbone: Backbone
     tokenizer: PreTrainedTokenizerFast
     mesh: Mesh
     fingerprint: str

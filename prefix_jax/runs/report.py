@@ -17,7 +17,7 @@ from prefix_jax.config import Config
 from prefix_jax.data.tasks import Example
 from prefix_jax.data.tokens import Row, encode_examples, encode_texts
 from prefix_jax.errors import InputError
-from prefix_jax.model.gpt2 import GPT2
+from prefix_jax.model.backbone import Backbone
 from prefix_jax.model.loading import load_backbone, load_tokenizer
 from prefix_jax.runs import page
 from prefix_jax.runs.attention import find_backbone, read_with
@@ -160,7 +160,7 @@ def _check_out(out: Path, overwrite: bool) -> None:
             )
 
 
-def _attention(run: Run, number: int, load: Callable[..., GPT2]) -> Attention:
+def _attention(run: Run, number: int, load: Callable[..., Backbone]) -> Attention:
     best = run.folder / "best"
     if not holds_prefix(best):
         note = f"not measured: {best} holds no prefix (yet)"

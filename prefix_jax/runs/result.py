@@ -10,7 +10,7 @@ from prefix_jax.distributed import is_first
 from prefix_jax.errors import InputError
 from prefix_jax.learning.split import Params
 from prefix_jax.mesh import on_host, put
-from prefix_jax.model.gpt2 import GPT2
+from prefix_jax.model.backbone import Backbone
 from prefix_jax.model.kv import KV
 from prefix_jax.model.loading import load_backbone
 from prefix_jax.model.weights import save_backbone
@@ -53,7 +53,7 @@ def check_result(folder: Path) -> None:
         raise InputError(f"{folder} does not exist; train first, or check --workdir")
 
 
-def load_result(folder: Path, setup: Setup) -> tuple[GPT2, KV | None]:
+def load_result(folder: Path, setup: Setup) -> tuple[Backbone, KV | None]:
     """(backbone, prefix) of what `save_result` wrote.
 
     Raises InputError if there is nothing, or it does not belong to the backbone.

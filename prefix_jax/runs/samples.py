@@ -11,7 +11,7 @@ from prefix_jax.decoding.generate import generate
 from prefix_jax.distributed import is_first
 from prefix_jax.errors import InputError
 from prefix_jax.json_text import parse
-from prefix_jax.model.gpt2 import GPT2
+from prefix_jax.model.backbone import Backbone
 from prefix_jax.model.kv import KV
 from prefix_jax.runs.prepare import Rows, Setup
 from prefix_jax.runs.validate import write_texts
@@ -32,7 +32,7 @@ class SampleLog:
         self._rows = [] if held_out.examples else held_out.rows[:number]
         self._path = workdir / "samples.jsonl"
 
-    def write(self, step: int, backbone: GPT2, prefix: KV | None) -> Iterator[str]:
+    def write(self, step: int, backbone: Backbone, prefix: KV | None) -> Iterator[str]:
         """Decode, append to the file, and give one line per sample to show.
 
         All processes of a run decode, and the first one writes.

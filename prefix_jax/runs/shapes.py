@@ -15,6 +15,7 @@ from prefix_jax.learning.optim import make_optimizer
 from prefix_jax.learning.split import Params, split
 from prefix_jax.learning.step import TrainState, init_train_state
 from prefix_jax.mesh import by_rows, layout
+from prefix_jax.model.backbone import Backbone
 from prefix_jax.model.gpt2 import GPT2
 from prefix_jax.model.gpt2_config import RELEASED, GPT2Config
 from prefix_jax.model.loading import load_config
@@ -29,7 +30,7 @@ def backbone_config(name: str) -> GPT2Config:
     return RELEASED.get(name) or load_config(name)
 
 
-def backbone_shapes(config: Config, mesh: Mesh | None = None) -> GPT2:
+def backbone_shapes(config: Config, mesh: Mesh | None = None) -> Backbone:
     """The backbone, as the recipe wants it on these devices."""
     wanted = config.backbone
 

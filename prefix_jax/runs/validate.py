@@ -18,7 +18,7 @@ from prefix_jax.data_config import label_words
 from prefix_jax.decoding.generate import generate
 from prefix_jax.errors import InputError
 from prefix_jax.mesh import put_batch
-from prefix_jax.model.gpt2 import GPT2
+from prefix_jax.model.backbone import Backbone
 from prefix_jax.model.kv import KV
 from prefix_jax.runs.prepare import Rows, Setup
 from prefix_jax.runs.programs import eval_program
@@ -76,7 +76,7 @@ class Validator:
 
     def __call__(
         self,
-        backbone: GPT2,
+        backbone: Backbone,
         prefix: KV | None,
         step: int = 0,
         progress: Callable[[int], None] = lambda done: None,
@@ -89,7 +89,7 @@ class Validator:
 
     def each(
         self,
-        backbone: GPT2,
+        backbone: Backbone,
         bank: KV,
         progress: Callable[[int], None] = lambda done: None,
     ) -> list[Validation]:
@@ -149,7 +149,7 @@ class Written:
 
 def write_texts(
     setup: Setup,
-    backbone: GPT2,
+    backbone: Backbone,
     prefix: KV | None,
     examples: Sequence[Example],
     decode: DecodeConfig,
@@ -168,7 +168,7 @@ def write_texts(
 
 def write_each(
     setup: Setup,
-    backbone: GPT2,
+    backbone: Backbone,
     bank: KV | None,
     groups: Sequence[Sequence[Example]],
     decode: DecodeConfig,

@@ -14,7 +14,7 @@ from prefix_jax.data.tokens import Row, encode_labels, encode_prompts
 from prefix_jax.errors import InputError
 from prefix_jax.learning.step import make_eval_step
 from prefix_jax.mesh import put_batch
-from prefix_jax.model.gpt2 import GPT2
+from prefix_jax.model.backbone import Backbone
 from prefix_jax.model.kv import KV, check_prefix_ids
 from prefix_jax.score_config import ScoreConfig
 
@@ -25,7 +25,7 @@ _eval_step = functools.cache(make_eval_step)
 
 
 def label_probabilities(
-    backbone: GPT2,
+    backbone: Backbone,
     tokenizer: PreTrainedTokenizerFast,
     prompts: Sequence[Tokens],
     words: Sequence[str],
@@ -78,7 +78,7 @@ def label_probabilities(
 
 
 def log_likelihoods(
-    backbone: GPT2,
+    backbone: Backbone,
     prompts: Sequence[Tokens],
     continuations: Sequence[Tokens],
     *,

@@ -14,11 +14,11 @@ from jaxtyping import Array, Float
 
 from prefix_jax.data_config import Task
 from prefix_jax.errors import InputError
-from prefix_jax.model.gpt2 import GPT2
-from prefix_jax.model.gpt2_config import GPT2Config
+from prefix_jax.model.backbone import Backbone
 from prefix_jax.model.kv import KV
 from prefix_jax.model.prefix_kinds import EmbeddingPrefix, Prefix
 from prefix_jax.model.prefix_start import activations
+from prefix_jax.model.shape import Shape
 from prefix_jax.model.weights import fingerprint
 from prefix_jax.storage.files import replaced, write_json
 from prefix_jax.storage.metadata import (
@@ -44,7 +44,7 @@ def save_prefix(
     folder: Path | str,
     prefix: Prefix | KV,
     *,
-    backbone: GPT2,
+    backbone: Backbone,
     scores: Mapping[str, object] | None = None,
     recipe: Mapping[str, object] | None = None,
     task: Task | None = None,
@@ -87,7 +87,7 @@ def save_prefix(
         backbone_name=base_model_name,
         backbone_dtype=str(backbone.dtype),
         backbone_fingerprint=backbone_fingerprint or fingerprint(backbone),
-        backbone_config=dataclasses.asdict(backbone.config),
+        backbone_config=backbone.config.fields(),
         task=task,
         e2e=e2e,
         scores=None if scores is None else dict(scores),
@@ -100,7 +100,7 @@ def write_prefix(
     folder: Path,
     tensor: Float[np.ndarray, "P C"],
     metadata: Metadata,
-    config: GPT2Config,
+    config: Shape,
 ) -> None:
     """Write the files of a prefix, in place of what `folder` held of another one."""
     check_replaceable(folder)
@@ -115,7 +115,7 @@ def write_prefix(
 
 
 def load_prefix(
-    folder: Path | str, backbone: GPT2, *, backbone_fingerprint: str | None = None
+    folder: Path | str, backbone: Backbone, *, backbone_fingerprint: str | None = None
 ) -> KV:
     """The prefix [L 1 P H K] in f32 that is stored in `folder`, by us or by PEFT.
 
@@ -128,7 +128,7 @@ def load_prefix(
 
 
 def load_embeddings(
-    folder: Path | str, backbone: GPT2, *, backbone_fingerprint: str | None = None
+    folder: Path | str, backbone: Backbone, *, backbone_fingerprint: str | None = None
 ) -> Float[Array, "P D"]:
     """The vectors, f32, of the embedding prefix (prompt tuning) in `folder`.
 
@@ -146,8 +146,8 @@ def load_embeddings(
 def stored_kv(
     tensor: Float[np.ndarray, "P C"],
     metadata: Metadata,
-    config: GPT2Config,
-    backbone: GPT2 | None,
+    config: Shape,
+    backbone: Backbone | None,
 ) -> KV:
     """What a stored tensor means; only of embeddings the backbone is needed."""
     if metadata.kind == "embedding":
@@ -168,7 +168,7 @@ def stored_kv(
 
 
 def read_stored(
-    folder: Path, metadata: Metadata, config: GPT2Config
+    folder: Path, metadata: Metadata, config: Shape
 ) -> Float[np.ndarray, "P C"]:
     """The tensor in `folder`, f32, once it is known to be what its description says.
 
@@ -191,7 +191,7 @@ def read_stored(
     return tensor
 
 
-def _load(folder: Path, backbone: GPT2, given: str | None):
+def _load(folder: Path, backbone: Backbone, given: str | None):
     metadata = read_metadata(folder)
     why = other_backbone(folder, metadata, backbone, backbone_fingerprint=given)
     if why is not None:
@@ -211,7 +211,7 @@ def _load(folder: Path, backbone: GPT2, given: str | None):
 def other_backbone(
     folder: Path,
     metadata: Metadata,
-    backbone: GPT2,
+    backbone: Backbone,
     *,
     backbone_fingerprint: str | None = None,
 ) -> str | None:
@@ -226,7 +226,7 @@ def other_backbone(
     if expected is not None:
         mine = backbone_fingerprint or fingerprint(backbone)
     if expected != mine:
-        here = dataclasses.asdict(backbone.config)
+        here = backbone.config.fields()
         differences += [
             f"{field} {value!r} there, {here.get(field)!r} here"
             for field, value in (metadata.backbone_config or {}).items()

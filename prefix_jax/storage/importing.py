@@ -24,11 +24,11 @@ import numpy as np
 from jaxtyping import Float
 
 from prefix_jax.errors import InputError
-from prefix_jax.model.gpt2 import GPT2
-from prefix_jax.model.gpt2_config import GPT2Config
+from prefix_jax.model.backbone import Backbone
 from prefix_jax.model.kv import KV
 from prefix_jax.model.prefix_kinds import EmbeddingPrefix
 from prefix_jax.model.prefix_start import embedding_scale
+from prefix_jax.model.shape import Shape
 from prefix_jax.model.tensor_files import FLOATS, Stored, open_tensors, read_json
 from prefix_jax.prefix_config import PositionMode
 from prefix_jax.storage.metadata import (
@@ -89,7 +89,7 @@ class Found(NamedTuple):
         return prefix.vectors.size
 
 
-def import_prefix(source: Path | str, backbone: GPT2) -> KV:
+def import_prefix(source: Path | str, backbone: Backbone) -> KV:
     """The prefix [L 1 P H K] in f32 that a folder or a file of others holds.
 
     Of AdapterHub's the `position_mode` is "unshifted", which PEFT cannot represent.
@@ -101,7 +101,7 @@ def import_prefix(source: Path | str, backbone: GPT2) -> KV:
     return prefix if isinstance(prefix, KV) else prefix.fold(backbone)
 
 
-def find_prefix(source: Path | str, backbone: GPT2) -> Found:
+def find_prefix(source: Path | str, backbone: Backbone) -> Found:
     """As `import_prefix`, with the kind of prefix that was found."""
     source = Path(source)
     folder = source if source.is_dir() else source.parent
@@ -179,7 +179,7 @@ class _Given(NamedTuple):
             )
 
 
-def _from_peft(given: _Given, kind: str | None, backbone: GPT2) -> Found:
+def _from_peft(given: _Given, kind: str | None, backbone: Backbone) -> Found:
     config, source = backbone.config, given.source
     given.check_alone(TENSOR)
     tensor = given.read(TENSOR)
@@ -196,7 +196,7 @@ def _from_peft(given: _Given, kind: str | None, backbone: GPT2) -> Found:
     return Found(_kv(tensor, source, config, "shifted"), "PEFT PREFIX_TUNING")
 
 
-def _from_control(given: _Given, config: GPT2Config) -> Found:
+def _from_control(given: _Given, config: Shape) -> Found:
     tensors, source = given.tensors, given.source
     if gates := [name for name in tensors if "prefix_gates" in name]:
         raise InputError(
@@ -244,7 +244,7 @@ def _from_control(given: _Given, config: GPT2Config) -> Found:
 def _kv(
     tensor: Float[np.ndarray, "..."],
     source: Path,
-    config: GPT2Config,
+    config: Shape,
     position_mode: PositionMode,
 ) -> KV:
     check_tensor(tensor, str(source), config)
@@ -254,7 +254,7 @@ def _kv(
     return dataclasses.replace(kv, position_mode=position_mode)
 
 
-def _flat(given: _Given, name: str, config: GPT2Config) -> Float[np.ndarray, "P C"]:
+def _flat(given: _Given, name: str, config: Shape) -> Float[np.ndarray, "P C"]:
     """What was trained without a network; as a cache's keys and values, or in a row."""
     given.check_alone(name)
     tensor = given.read(name)
@@ -274,7 +274,7 @@ def _flat(given: _Given, name: str, config: GPT2Config) -> Float[np.ndarray, "P 
 
 
 def _fold(
-    given: _Given, group: str, said: dict, config: GPT2Config
+    given: _Given, group: str, said: dict, config: Shape
 ) -> Float[np.ndarray, "P C"]:
     """The paper's network, run once in f64."""
     tensors, source = given.tensors, given.source

@@ -16,8 +16,8 @@ import numpy as np
 from jaxtyping import Float
 
 from prefix_jax.errors import InputError
-from prefix_jax.model.gpt2_config import GPT2Config
 from prefix_jax.model.kv import KV
+from prefix_jax.model.shape import Shape
 from prefix_jax.model.tensor_files import FLOATS, open_tensors, save_tensors
 
 TENSOR = "prompt_embeddings"
@@ -26,7 +26,7 @@ Kind = Literal["prefix", "embedding"]
 PEFT_TYPES: dict[Kind, str] = {"prefix": "PREFIX_TUNING", "embedding": "PROMPT_TUNING"}
 
 
-def to_tensor(kv: KV, config: GPT2Config) -> Float[np.ndarray, "P C"]:
+def to_tensor(kv: KV, config: Shape) -> Float[np.ndarray, "P C"]:
     """PEFT's tensor, f32, of one prefix for a backbone of this shape; C = L*2*H*K.
 
     Raises InputError for a bank of prefixes, or another backbone's.
@@ -42,7 +42,7 @@ def to_tensor(kv: KV, config: GPT2Config) -> Float[np.ndarray, "P C"]:
     return np.ascontiguousarray(positions_first).reshape(kv.length, -1)
 
 
-def from_tensor(tensor: Float[np.ndarray, "P C"], config: GPT2Config) -> KV:
+def from_tensor(tensor: Float[np.ndarray, "P C"], config: Shape) -> KV:
     """The inverse of `to_tensor`; how the text sees it is for the caller to say."""
     shape = (len(tensor), config.n_layer, 2, config.n_head, config.head_width)
     keys, values = tensor.reshape(shape).transpose(2, 1, 0, 3, 4)
@@ -50,7 +50,7 @@ def from_tensor(tensor: Float[np.ndarray, "P C"], config: GPT2Config) -> KV:
 
 
 def adapter_config(
-    config: GPT2Config, length: int, name: str | None, kind: Kind = "prefix"
+    config: Shape, length: int, name: str | None, kind: Kind = "prefix"
 ) -> dict[str, object]:
     """PEFT's `adapter_config.json`: what it needs, and what older releases need too."""
     described = {
@@ -72,7 +72,7 @@ def adapter_config(
     }
 
 
-def differing(described: Mapping[str, object], config: GPT2Config) -> list[str]:
+def differing(described: Mapping[str, object], config: Shape) -> list[str]:
     """In words, where an `adapter_config.json` describes another backbone's shape.
 
     PEFT's names of it, and AdapterHub's.
@@ -94,7 +94,7 @@ def differing(described: Mapping[str, object], config: GPT2Config) -> list[str]:
 def check_tensor(
     tensor: Float[np.ndarray, "..."],
     origin: str,
-    config: GPT2Config,
+    config: Shape,
     kind: Kind = "prefix",
 ) -> None:
     """InputError unless the tensor is finite and of the backbone's shape."""

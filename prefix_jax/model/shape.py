@@ -1,0 +1,42 @@
+"""What the library asks of a backbone's configuration, whatever its family."""
+
+from prefix_jax.errors import InputError
+
+
+class Shape:
+    """The facts, by GPT-2's names; a family's configuration has more."""
+
+    vocab_size: int
+    n_positions: int
+    """The most that a text and the prefix before it may take."""
+    n_embd: int
+    n_layer: int
+    n_head: int
+    bos_token_id: int | None
+    eos_token_id: int | None
+
+    @property
+    def head_width(self) -> int:
+        """Numbers of one head's query, key or value, K."""
+        raise NotImplementedError
+
+    def fields(self) -> dict[str, object]:
+        """All of the configuration, by the names that `config.json` has for it."""
+        raise NotImplementedError
+
+    def variant(self) -> dict[str, object]:
+        """What the logits depend on besides the parameters and their shapes."""
+        raise NotImplementedError
+
+    @property
+    def scales_alike(self) -> bool:
+        """Whether attention scores are scaled by the same number in every layer."""
+        raise NotImplementedError
+
+    def check_room(self, length: int, what: str) -> None:
+        """InputError where `length` positions leave none for text; `what` has them."""
+        if length >= self.n_positions:
+            raise InputError(
+                f"{what} of length {length} leaves no room for text in the backbone's "
+                f"{self.n_positions} positions; give a shorter one"
+            )
