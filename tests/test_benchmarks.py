@@ -162,6 +162,24 @@ def test_train_step_compares_its_sides(run, e2e, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+def test_train_step_on_random_texts(run, monkeypatch):
+    pytest.importorskip("peft")
+    monkeypatch.setattr(importlib.import_module("operations"), "SIZES", (64,))
+    few = ["--length", "40", "--batch-size", "2", "--steps", "1"]
+    report = run("train_step", *few, "--sides", "ours", "torch", "--together")
+    for side in ("ours", "torch"):
+        assert report["tokens_per_second"][side] == pytest.approx(
+            40 * report["examples_per_second"][side]
+        )
+
+
+def test_train_step_asks_for_texts(run, capsys):
+    with pytest.raises(SystemExit):
+        run("train_step")
+    assert "--e2e FOLDER or --length TOKENS" in capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_decode_compares_texts_and_prefixes(run, e2e):
     pytest.importorskip("peft")
     few = ["--prompts", "2", "--new-tokens", "3", "--batch-sizes", "2"]
