@@ -10,6 +10,7 @@ A family (`gpt2`) adds its layers, how tokens are told their places and the last
       head             [V D] or None (tied)
 """
 
+import abc
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -82,15 +83,15 @@ class Backbone(nnx.Module):
     blocks: nnx.List
     head: nnx.Param | None
 
+    @abc.abstractmethod
     def at_positions(
         self, x: Float[Array, "B T D"], positions: Int[Array, "#B T"]
     ) -> Float[Array, "B T D"]:
         """Embedded tokens that know where they stand, as the first layer reads them."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def last_norm(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         """What the last layer gives, as the head reads it."""
-        raise NotImplementedError
 
     def __call__(
         self,

@@ -1,9 +1,11 @@
 """What the library asks of a backbone's configuration, whatever its family."""
 
+import abc
+
 from prefix_jax.errors import InputError
 
 
-class Shape:
+class Shape(abc.ABC):
     """The facts, by GPT-2's names; a family's configuration has more."""
 
     vocab_size: int
@@ -16,22 +18,22 @@ class Shape:
     eos_token_id: int | None
 
     @property
+    @abc.abstractmethod
     def head_width(self) -> int:
         """Numbers of one head's query, key or value, K."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def fields(self) -> dict[str, object]:
         """All of the configuration, by the names that `config.json` has for it."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def variant(self) -> dict[str, object]:
         """What the logits depend on besides the parameters and their shapes."""
-        raise NotImplementedError
 
     @property
+    @abc.abstractmethod
     def scales_alike(self) -> bool:
         """Whether attention scores are scaled by the same number in every layer."""
-        raise NotImplementedError
 
     def check_room(self, length: int, what: str) -> None:
         """InputError where `length` positions leave none for text; `what` has them."""
