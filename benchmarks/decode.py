@@ -24,7 +24,7 @@ import numpy as np
 import peft
 import torch
 import transformers
-from reports import add_texts, make_parser, random_backbone, take_turns, write_report
+from reports import add_texts, make_parser, random_gpt2, take_turns, write_report
 
 import prefix_jax as pj
 from prefix_jax.config import DecodeConfig
@@ -101,7 +101,7 @@ class Work:
 def make_work(options: argparse.Namespace) -> Work:
     """Random weights, random prefixes, E2E's test prompts."""
     tokenizer = pj.load_tokenizer(options.tokenizer)
-    backbone = random_backbone(options.shape, options.dtype)
+    backbone = random_gpt2(options.shape, options.dtype)
     shape = pj.PrefixConfig(init="random", length=options.prefix_length)
     prefixes = [
         pj.init_prefix(backbone, shape, key=jax.random.key(i))()

@@ -13,7 +13,7 @@ import jax
 from plots import draw
 
 import prefix_jax as pj
-from prefix_jax.config import BackboneConfig
+from prefix_jax.config import BackboneConfig, Dtype
 from prefix_jax.mesh import make_mesh
 from prefix_jax.model.gpt2_config import RELEASED
 from prefix_jax.runs.prepare import how_to_load
@@ -45,13 +45,22 @@ def add_texts(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokenizer", default="tiny", help="name or folder")
 
 
-def random_backbone(shape: str, dtype: str) -> pj.GPT2:
+def gpt2_shape(name: str) -> pj.GPT2Config:
+    """The shape of that name; these benchmarks count GPT-2's operations."""
+    shape = backbone_config(name)
+    if not isinstance(shape, pj.GPT2Config):
+        raise pj.InputError(f"{name} is a {shape.architecture}; expected a GPT-2")
+    return shape
+
+
+def random_gpt2(shape: str, dtype: Dtype) -> pj.GPT2:
     """Random weights of a shape, stored in `dtype`, as the platform runs it best."""
     how = how_to_load(BackboneConfig(), make_mesh())
+    how["dtype"] = dtype
 
     @jax.jit
     def make(key):
-        backbone = pj.GPT2(backbone_config(shape), key=key, **{**how, "dtype": dtype})
+        backbone = pj.GPT2(gpt2_shape(shape), key=key, **how)
         return jax.tree.map(lambda x: x.astype(dtype), backbone)
 
     return make(jax.random.key(0))

@@ -13,14 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from operations import Method, operations
-from reports import take_turns
+from reports import gpt2_shape, take_turns
 
 import prefix_jax as pj
 from prefix_jax.learning import cross_entropy
 from prefix_jax.learning.loss import Batch
 from prefix_jax.learning.split import Params
 from prefix_jax.mesh import by_rows, replicated
-from prefix_jax.runs.shapes import backbone_config
 
 OPTIMIZER = pj.make_optimizer(pj.OptimConfig(learning_rate=1e-3), 1000)
 
@@ -70,7 +69,7 @@ def add_work(parser: argparse.ArgumentParser) -> None:
 def asked_work(options: argparse.Namespace) -> Work:
     """The step that is asked for, as the platform runs it best."""
     return Work(
-        backbone_config(options.shape),
+        gpt2_shape(options.shape),
         options.dtype,
         options.batch,
         options.length,

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from reports import random_backbone
+from reports import random_gpt2
 from texts import LEARNING_RATE, examples_in, packed
 
 import prefix_jax as pj
@@ -14,7 +14,7 @@ from prefix_jax.data.tokens import Row
 def ours(rows: list[Row], options) -> Callable[[int], int]:
     """`make_train_step` on packed rows."""
     key = jax.random.key(0)
-    backbone = random_backbone(options.shape, options.dtype)
+    backbone = random_gpt2(options.shape, options.dtype)
     shape = pj.PrefixConfig(init="random", length=options.prefix_length)
     prefix = pj.init_prefix(backbone, shape, key=key)
     trainable, frozen = pj.split({"backbone": backbone, "prefix": prefix}, "prefix")

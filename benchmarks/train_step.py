@@ -38,12 +38,11 @@ from multiprocessing.process import BaseProcess
 
 import numpy as np
 from operations import ceiling, operations
-from reports import add_texts, make_parser, take_turns, write_report
+from reports import add_texts, gpt2_shape, make_parser, take_turns, write_report
 from texts import rows_of
 
 from prefix_jax.data.tokens import Row
 from prefix_jax.process import keep_freed_memory
-from prefix_jax.runs.shapes import backbone_config
 
 SIDES = ("ours", "peft", "peft_kept", "torch", "torch_compiled", "torch_flex")
 
@@ -174,7 +173,7 @@ def main() -> None:
     }
     lengths = np.array([len(row.tokens) for row in rows])
     targets = float(np.mean([row.loss_mask.sum() for row in rows]))
-    shape = backbone_config(options.shape)
+    shape = gpt2_shape(options.shape)
     count = operations(shape, lengths, targets, options.prefix_length)
     median = {name: statistics.median(found) for name, found in rates.items()}
     share = {name: rate * count["in all"] / limit for name, rate in median.items()}

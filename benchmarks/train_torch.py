@@ -13,7 +13,7 @@ import numpy as np
 import peft
 import torch
 import transformers
-from reports import random_backbone
+from reports import random_gpt2
 from texts import LEARNING_RATE, examples_in, packed
 from transformers.cache_utils import DynamicCache
 
@@ -23,7 +23,7 @@ from prefix_jax.data.tokens import Row
 
 def load_torch(options, attention: str = "sdpa") -> transformers.GPT2LMHeadModel:
     with tempfile.TemporaryDirectory() as folder:
-        pj.save_backbone(folder, random_backbone(options.shape, options.dtype))
+        pj.save_backbone(folder, random_gpt2(options.shape, options.dtype))
         model = transformers.GPT2LMHeadModel.from_pretrained(
             folder, dtype=getattr(torch, options.dtype), attn_implementation=attention
         )

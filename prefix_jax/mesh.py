@@ -23,6 +23,8 @@ PARTS: dict[str, tuple[str | None, ...]] = {
     "out/kernel": (None, "tensor", None, "fsdp"),
     "up/kernel": (None, "fsdp", "tensor"),
     "up/bias": (None, "tensor"),
+    "gate_up/kernel": (None, "fsdp", None, "tensor"),
+    "gate_up/bias": (None, None, "tensor"),
     "down/kernel": (None, "tensor", "fsdp"),
 }
 """Axes of the mesh that the axes of the backbone's parameters are parted over. Heads

@@ -30,11 +30,12 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 import jax
 import pytest
 import tokenizers
+from families import make
 from folders import random_backbone
 from transformers import PreTrainedTokenizerFast
 
+from prefix_jax.model.backbone import Backbone
 from prefix_jax.model.gpt2 import GPT2
-from prefix_jax.model.gpt2_config import GPT2Config
 from prefix_jax.model.loading import END
 from prefix_jax.model.weights import save_backbone
 
@@ -92,19 +93,12 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def backbone() -> GPT2:
-    """A random GPT-2 of 3 layers for the `tokenizer`, with logits worth comparing."""
-    config = GPT2Config(
-        vocab_size=300,
-        n_positions=64,
-        n_embd=32,
-        n_layer=3,
-        n_head=4,
-        initializer_range=0.3,
-        bos_token_id=0,
-        eos_token_id=0,
-    )
-    return GPT2(config, key=jax.random.key(0))
+def backbone(request) -> Backbone:
+    """Random, of 3 layers, for the `tokenizer`, with logits worth comparing.
+
+    A GPT-2, or with `each_family` one after the other of every family.
+    """
+    return make(getattr(request, "param", "gpt2"))
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from families import each_family
 from kinds import KINDS, make, opened
 from prompts import METHODS, NEW, PROMPTS, decode, make_prefix
 
@@ -72,6 +73,7 @@ def keys(rows):
     return jax.random.split(jax.random.key(0), rows)
 
 
+@each_family
 @pytest.mark.parametrize("kind", ["none", "shifted", "unshifted"])
 def test_cached_equals_the_full_forward_pass(backbone, prefixes, log_probs, kind):
     prefix = prefixes[kind]
@@ -81,6 +83,7 @@ def test_cached_equals_the_full_forward_pass(backbone, prefixes, log_probs, kind
     assert out.tokens[:, 0].tolist() == expected
 
 
+@each_family
 @pytest.mark.parametrize("method", ["sample", "beam"])
 def test_log_probabilities_are_those_of_the_full_pass(
     backbone, tokenizer, prefixes, log_probs, method

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from families import each_family
 from kinds import KINDS, make, opened
 from rounding import GRADIENTS, LOGITS, SUM
 
@@ -58,6 +59,7 @@ def test_packed_equals_padded(backbone, both, kind):
         np.testing.assert_allclose(a, b, **GRADIENTS)
 
 
+@each_family
 def test_gradient_of_the_backbone_is_the_same(backbone, both):
     @jax.jit
     @jax.grad
@@ -69,6 +71,7 @@ def test_gradient_of_the_backbone_is_the_same(backbone, both):
         np.testing.assert_allclose(a, b, **GRADIENTS)
 
 
+@each_family
 def test_texts_do_not_see_each_other(backbone, both):
     """By gradient: no token moves the logits of another text."""
     batch = both[0]

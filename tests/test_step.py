@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from families import each_family
 from rounding import STEPS, SUM
 
 from prefix_jax.config import MeshConfig, OptimConfig, TrainConfig
@@ -85,6 +86,7 @@ def test_a_step_that_is_not_finite_changes_nothing_but_its_number(backbone, para
     assert metrics["skipped"] == 0 and np.isfinite(metrics["loss"])
 
 
+@each_family
 @pytest.mark.parametrize("method", ["prefix", "top2", "full"])
 def test_training_lowers_the_loss(backbone, method):
     state, frozen = start(backbone, method)
@@ -96,6 +98,7 @@ def test_training_lowers_the_loss(backbone, method):
     assert losses[-1] < losses[0] - 0.1
 
 
+@each_family
 def test_backbone_bytes_stay_the_same(backbone):
     """Law 6."""
     state, frozen = start(backbone)
@@ -114,6 +117,7 @@ def _compiled(backbone, method):
     return step.lower(state, frozen, make_batch()).compile(), state, frozen
 
 
+@each_family
 def test_compiled_step_has_no_gradient_of_the_backbone(backbone):
     """Law 6 on the program: nothing of a weight's shape is ever computed.
 
@@ -233,6 +237,7 @@ def eight():
     return make_mesh(MeshConfig(data=8))  # conftest.py asks jax for eight
 
 
+@each_family
 def test_eight_devices_equal_one(backbone, eight):
     """Law 7, to f32 rounding: the order of the sums differs."""
     one, losses = run(backbone)
@@ -313,6 +318,7 @@ def test_collectives_are_no_larger_than_the_prefix(backbone, eight, dtype):
 PARTED = [{"fsdp": 4}, {"data": 1, "tensor": 4}, {"data": 2, "fsdp": 2, "tensor": 2}]
 
 
+@each_family
 @pytest.mark.parametrize("axes", PARTED, ids=str)
 @pytest.mark.parametrize("method", ["prefix", "full"])
 def test_a_parted_backbone_equals_a_whole_one(backbone, method, axes):

@@ -23,9 +23,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from prefix_jax.model.backbone import Backbone, Cache
+from prefix_jax.model.backbone import Backbone
 from prefix_jax.model.kv import KV
 from prefix_jax.model.layers import Slots
+from prefix_jax.model.passes import Cache
 
 SHORTEST_PART = 8
 """Tokens of each prompt that are read at a time, at least."""
@@ -89,7 +90,7 @@ def read_prompts(
         out = backbone.forward(
             here(tokens),
             prefix=prefix,
-            caches=[Cache(prompt, mask[:, None] & own, start)],
+            caches=[Cache(prompt, mask[:, None] & own, start, positions)],
             positions=here(positions),
             after=None if after is None else here(after),
         )
@@ -109,7 +110,7 @@ def _is_infix(prefix: KV | None) -> bool:
 
 def empty_caches(backbone: Backbone, rows: int, slots: int) -> list[Slots]:
     """Room for the keys and values of `slots` tokens in each of `rows`, all zero."""
-    heads, width = backbone.config.n_head, backbone.config.head_width
+    heads, width = backbone.config.kv_heads, backbone.config.head_width
     keys = jnp.zeros((rows, heads, width, slots), backbone.dtype)
     values = jnp.zeros((rows, heads, slots, width), backbone.dtype)
     return [Slots(keys, values) for _ in range(backbone.config.n_layer)]
@@ -133,15 +134,25 @@ def read_token(
     held = (jnp.arange(slots) <= number)[:, None]
     visible = (lineage[..., None] == jnp.arange(group)) & held
     visible = visible.reshape(rows * group, 1, slots * group)
-    positions = (context.start + number)[:, None]
+    start = context.start[:, None]
+    length = context.mask.shape[1]
     read = backbone.forward(
         token.reshape(rows * group, 1),
         prefix=context.prefix,
         caches=[
-            Cache(context.prompt, context.mask[:, None, :]),
-            Cache(written, visible, number * group),
+            Cache(
+                context.prompt,
+                context.mask[:, None, :],
+                positions=start + jnp.arange(-length, 0),
+            ),
+            Cache(
+                written,
+                visible,
+                number * group,
+                positions=start + jnp.arange(slots * group) // group,
+            ),
         ],
-        positions=jnp.repeat(positions, group, 0),
+        positions=jnp.repeat(start + number, group, 0),
         after=jnp.ones((rows * group, 1), bool) if _is_infix(context.prefix) else None,
     )
     logits = backbone.logits(read.hidden[:, 0])

@@ -135,9 +135,11 @@ def attend_fused(
 
     `texts` say which of their own keys the queries see.
     """
-    prefix = None
+    prefix, heads = None, qkv.shape[2]
     for block in seen:
         prefix = block.keys.transpose(0, 3, 1, 2), block.values.swapaxes(1, 2)
+        share = heads // block.keys.shape[1]
+        prefix = prefix[0].repeat(share, 2), prefix[1].repeat(share, 2)
     return flash_attention(qkv, prefix, texts, scale)
 
 
@@ -148,11 +150,14 @@ def attend(
 ) -> Float[Array, "B T H K"]:
     """Softmax attention of the queries over all blocks, as if they were concatenated.
 
-    Nothing is: keys and values are read where they lie, one copy for all rows that
-    share them, and blocks are merged by their sums. Scores and softmax are f32 whatever
-    the inputs are, which is what GPT-2's `reorder_and_upcast_attn` asks for. A block
-    with a softmax of its own adds its mean of values to what the others give.
+    Nothing is: keys and values are read where they lie, one copy for all rows and all
+    heads of queries that share them, and blocks are merged by their sums. Scores and
+    softmax are f32 whatever the inputs are, which is what GPT-2's
+    `reorder_and_upcast_attn` asks for. A block with a softmax of its own adds its mean
+    of values to what the others give.
     """
+    heads = query.shape[2]
+    query = _heads_as_rows(query, blocks)
     groups = _groups(blocks)
     mixed = jnp.zeros((), query.dtype)
     for some in _softmaxes(blocks):
@@ -165,7 +170,7 @@ def attend(
             # Divided here, not weight by weight: S/K times less work, and its gradient
             # is a sum over K instead of S.
             mixed += (sum(parts) / total).astype(query.dtype)
-    return _by_row(mixed, query.shape)
+    return _rows_as_heads(_by_row(mixed, query.shape), heads)
 
 
 def mass(
@@ -174,11 +179,34 @@ def mass(
     scale: Float[Array, ""] | float,
 ) -> Float[Array, "B H T"]:
     """The share of each query's attention that the first block receives."""
-    rows, length, heads, _ = query.shape
+    heads = query.shape[2]
+    query = _heads_as_rows(query, blocks)
     weights, total = _weights(query, blocks, scale, _groups(blocks))
     share = weights[0].sum(-1, keepdims=True) / total
-    share = _by_row(share, (rows, length, heads, 1))
+    share = _rows_as_heads(_by_row(share, (*query.shape[:3], 1)), heads)
     return jnp.swapaxes(share[..., 0], 1, 2)
+
+
+# Where keys have fewer heads than queries (grouped-query attention, Ainslie et al.
+# 2023), neighbouring heads of queries that look at the same keys are taken as rows that
+# do: J of them, next to each other.
+
+
+def _heads_as_rows(
+    query: Float[Array, "B T heads K"], blocks: Sequence[KeyBlock]
+) -> Float[Array, "rows T H K"]:
+    rows, length, _, width = query.shape
+    heads = blocks[0].keys.shape[1]
+    x = query.reshape(rows, length, heads, -1, width)
+    return x.transpose(0, 3, 1, 2, 4).reshape(-1, length, heads, width)
+
+
+def _rows_as_heads(
+    x: Float[Array, "rows T H K"], number: int
+) -> Float[Array, "B T heads K"]:
+    _, length, heads, width = x.shape
+    x = x.reshape(-1, number // heads, length, heads, width)
+    return x.transpose(0, 2, 3, 1, 4).reshape(-1, length, number, width)
 
 
 # Rows that look at the same keys are one group: of G groups, the Q = B/G * T queries of

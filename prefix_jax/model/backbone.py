@@ -1,6 +1,7 @@
 """A language model as the rest of the library knows it, whatever its family.
 
-A family (`gpt2`) adds its layers, how tokens are told their places and the last norm:
+A family (`gpt2`, `llama`) adds its layers, how tokens are told their places and the
+last norm:
 
     Backbone
       token_embedding  [V D]   also the output head unless `head` is there
@@ -12,62 +13,35 @@ A family (`gpt2`) adds its layers, how tokens are told their places and the last
 
 import abc
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from prefix_jax.errors import InputError
 from prefix_jax.model.attention import KeyBlock, causal_mask, prefix_mask
 from prefix_jax.model.flash import Texts, fits
 from prefix_jax.model.kv import KV
 from prefix_jax.model.layers import Own, Slots, head_logits
+from prefix_jax.model.passes import Block, Cache, Forward
 from prefix_jax.model.segments import segment_mask, segment_starts
 from prefix_jax.model.shape import Shape
+from prefix_jax.model.windows import Windows
 
 
-class Cache(NamedTuple):
-    """Keys and values of tokens that were read before, for each layer."""
+class How(TypedDict, total=False):
+    """How a backbone computes; the values do not depend on it, but for rounding."""
 
-    layers: Sequence[Slots]
-    mask: Bool[Array, "#B #T S"]
-    """Which slots each row, or each of its tokens, sees."""
-    start: Int[Array, ""] | None = None
-    """Where the tokens that are read now write theirs, in place of a block of their
-    own: `mask` says which of those they see, too. None: the cache is only read."""
-
-
-class Forward(NamedTuple):
-    """What a pass through the layers gives."""
-
-    hidden: Float[Array, "B T D"]
-    """After the last layer norm, in the backbone's dtype."""
-    kv: KV | None
-    """Keys and values of the tokens themselves, if asked for."""
-    written: list[Slots]
-    """The layers of the cache that has a `start`, with the tokens' in their place."""
-    prefix_mass: Float[Array, "L B H T"] | None
-    """The share of attention that each token pays to the prefix, if asked for."""
-
-
-@runtime_checkable
-class Block(Protocol):
-    """A stack of layers; `lax.scan` hands `__call__` one of them."""
-
-    def __call__(
-        self,
-        x: Float[Array, "B T D"],
-        seen: list[KeyBlock],
-        own: Own,
-        index: Int[Array, ""],
-        observe: bool,
-    ) -> tuple[Float[Array, "B T D"], KeyBlock | None, Array | None]:
-        """One layer, the one of that `index`: its output, the block that holds these
-        tokens' keys and values (none where attention is fused), and, if asked for, the
-        attention that the first block of `seen` receives, [B H T]."""
-        ...
+    remat: bool
+    """Whether each layer is computed again in the backward pass."""
+    unroll: bool
+    """Compile each layer for itself instead of one that is scanned, and keep it in a
+    stack of its own, which need not be copied out of a larger one at each step."""
+    fused: bool
+    """Attend with kernels for GPUs (`model.flash`), wherever they can: in 16 bits, over
+    whole texts without a `mask`."""
 
 
 class Backbone(nnx.Module):
@@ -83,11 +57,39 @@ class Backbone(nnx.Module):
     blocks: nnx.List
     head: nnx.Param | None
 
+    def __init__(
+        self,
+        config: Shape,
+        layers: Block,
+        *,
+        key: PRNGKeyArray,
+        dtype: jnp.dtype | str,
+        **how: Unpack[How],
+    ):
+        """Around all its `layers` in one stack: random f32 embeddings, and a head."""
+        self.config = config
+        self.dtype = jnp.dtype(dtype)
+        self.remat = how.get("remat", False)
+        self.unroll = how.get("unroll", False)
+        self.fused = how.get("fused", False)
+        shape = config.vocab_size, config.n_embd
+        deviation = config.initializer_range
+        keys = jax.random.split(key)
+        self.token_embedding = nnx.Param(deviation * jax.random.normal(keys[0], shape))
+        sizes = [1] * config.n_layer if self.unroll else [config.n_layer]
+        self.blocks = nnx.List(stacked([layers], sizes))
+        self.head = nnx.data(
+            None
+            if config.tie_word_embeddings
+            else nnx.Param(deviation * jax.random.normal(keys[1], shape))
+        )
+
     @abc.abstractmethod
     def at_positions(
         self, x: Float[Array, "B T D"], positions: Int[Array, "#B T"]
-    ) -> Float[Array, "B T D"]:
-        """Embedded tokens that know where they stand, as the first layer reads them."""
+    ) -> tuple[Float[Array, "B T D"], PyTree]:
+        """Embedded tokens as the first layer reads them, and what each layer is told of
+        their positions."""
 
     @abc.abstractmethod
     def last_norm(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
@@ -207,24 +209,35 @@ class Backbone(nnx.Module):
 
         with jax.named_scope("embed"):
             x = self.token_embedding[...][tokens] if tokens.ndim == 2 else tokens
-            x = self.at_positions(x.astype(self.dtype), positions)
             if texts is not None:
-                x = jnp.pad(x, [(0, 0), (0, texts.padded - length), (0, 0)])
+                more = 0, texts.padded - length
+                x = jnp.pad(x, [(0, 0), more, (0, 0)])
+                positions = jnp.pad(positions, [(0, 0), more])
+            x, places = self.at_positions(x.astype(self.dtype), positions)
+        windows = None
+        if self.config.windows is not None:
+            windows = Windows(self.config.windows, positions)
 
         def layer(x, inputs, slots=()):
             block, index, prefix_layer = inputs
-            seen, own = [], Own(own_mask, texts=texts)
+
+            def near(mask, keys_at):
+                return mask if windows is None else windows.within(index, mask, keys_at)
+
+            seen, own = [], Own(near(own_mask, positions), texts=texts)
             if prefix is not None:
                 keys, values, real = prefix_layer
                 visible = prefix_mask(real, after, prefix.length)
+                visible = near(visible, prefix.positions)
                 seen.append(KeyBlock.of(keys, values, visible, prefix.own_softmax))
             for cache, held in zip(caches, slots, strict=True):
+                mask = near(cache.mask, cache.positions)
                 if cache.start is None:
-                    seen.append(KeyBlock(held.keys, held.values, cache.mask))
+                    seen.append(KeyBlock(held.keys, held.values, mask))
                 else:
-                    own = Own(cache.mask, held, cache.start)
+                    own = Own(mask, held, cache.start)
             observing = observe and prefix is not None and not prefix.own_softmax
-            x, own_block, share = block(x, seen, own, index, observing)
+            x, own_block, share = block(x, seen, own, index, places, observing)
             keep = collect or slots
             own_kv = Slots(own_block.keys, own_block.values) if keep else None
             return x, (own_kv, share)
@@ -289,8 +302,11 @@ class Backbone(nnx.Module):
         all_see_all = after is None and (
             prefix is None or (prefix.mask is None and not prefix.own_softmax)
         )
-        fitting = fits(self.dtype, self.config.head_width)
-        return self.fused and fitting and self.config.scales_alike and all_see_all
+        config = self.config
+        alike = config.scales_alike and config.windows is None
+        return (
+            self.fused and fits(self.dtype, config.head_width) and alike and all_see_all
+        )
 
     def _positions(self, prefix, rows, length, after, segments):
         shift = 0 if prefix is None else prefix.shift(rows, after)

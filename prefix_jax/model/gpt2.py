@@ -8,6 +8,8 @@
 Written after transformers' modeling_gpt2 (behaviour) and tested against it.
 """
 
+from typing import Unpack
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -21,7 +23,7 @@ from prefix_jax.model.attention import (
     attend_fused,
     mass,
 )
-from prefix_jax.model.backbone import Backbone, stacked
+from prefix_jax.model.backbone import Backbone, How
 from prefix_jax.model.gpt2_config import GPT2Config
 from prefix_jax.model.layers import Dense, Own, recomputed
 
@@ -73,11 +75,10 @@ class Block(nnx.Module):
         seen: list[KeyBlock],
         own: Own,
         index: Int[Array, ""],
+        places: None,
         observe: bool,
     ) -> tuple[Float[Array, "B T D"], KeyBlock | None, Array | None]:
-        """One layer: its output, the block that holds these tokens' keys and values
-        (none where attention is fused), and, if asked for, the attention that the first
-        block receives, [B H T]."""
+        """One layer, as `backbone.Block` says."""
         config = self.config
         scale = config.head_width**-0.5 if config.scale_attn_weights else 1.0
         if config.scale_attn_by_inverse_layer_idx:
@@ -109,50 +110,29 @@ class Block(nnx.Module):
 class GPT2(Backbone):
     """GPT-2 of any shape and variant."""
 
+    position_embedding: nnx.Param
+
     def __init__(
         self,
         config: GPT2Config,
         *,
         key: PRNGKeyArray,
         dtype: jnp.dtype | str = "float32",
-        remat: bool = False,
-        unroll: bool = False,
-        fused: bool = False,
+        **how: Unpack[How],
     ):
-        """Random weights as GPT-2 starts training with, f32; `dtype` computes.
-
-        `remat` recomputes each layer in the backward pass; `unroll` compiles each layer
-        for itself instead of one that is scanned, and keeps it in a stack of its own,
-        which need not be copied out of a larger one at each step. `fused` attends with
-        kernels for GPUs (`model.flash`), wherever they can: in 16 bits, over whole
-        texts without a `mask`.
-        """
-        self.config = config
-        self.dtype = jnp.dtype(dtype)
-        self.remat = remat
-        self.unroll = unroll
-        self.fused = fused
-        keys = jax.random.split(key, 4)
-        deviation = config.initializer_range
-        v, m, d = config.vocab_size, config.n_positions, config.n_embd
-        self.token_embedding = nnx.Param(deviation * jax.random.normal(keys[0], (v, d)))
-        self.position_embedding = nnx.Param(
-            deviation * jax.random.normal(keys[1], (m, d))
-        )
-        layers = config.n_layer
-        sizes = [1] * layers if unroll else [layers]
-        self.blocks = nnx.List(stacked([Block(config, layers, keys[2])], sizes))
-        self.ln_f = Norm((d,), config.layer_norm_epsilon)
-        self.head = nnx.data(
-            None
-            if config.tie_word_embeddings
-            else nnx.Param(deviation * jax.random.normal(keys[3], (v, d)))
-        )
+        """Random f32 weights as GPT-2 starts training with; `dtype` is computed in."""
+        keys = jax.random.split(key, 3)
+        layers = Block(config, config.n_layer, keys[0])
+        super().__init__(config, layers, key=keys[1], dtype=dtype, **how)
+        shape = config.n_positions, config.n_embd
+        random = jax.random.normal(keys[2], shape)
+        self.position_embedding = nnx.Param(config.initializer_range * random)
+        self.ln_f = Norm((config.n_embd,), config.layer_norm_epsilon)
 
     def at_positions(
         self, x: Float[Array, "B T D"], positions: Int[Array, "#B T"]
-    ) -> Float[Array, "B T D"]:
-        return x + self.position_embedding[...][positions].astype(x.dtype)
+    ) -> tuple[Float[Array, "B T D"], None]:
+        return x + self.position_embedding[...][positions].astype(x.dtype), None
 
     def last_norm(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         return self.ln_f(x)

@@ -42,15 +42,27 @@ class GPT2Config(Shape):
             )
 
     @property
+    def kv_heads(self) -> int:
+        return self.n_head
+
+    @property
     def head_width(self) -> int:
         return self.n_embd // self.n_head
+
+    @property
+    def windows(self) -> None:
+        return None
 
     @property
     def mlp_width(self) -> int:
         return 4 * self.n_embd if self.n_inner is None else self.n_inner
 
+    @property
+    def architecture(self) -> str:
+        return "GPT2LMHeadModel"
+
     def fields(self) -> dict[str, object]:
-        return dataclasses.asdict(self)
+        return {"model_type": "gpt2", **dataclasses.asdict(self)}
 
     def variant(self) -> dict[str, object]:
         return {

@@ -70,6 +70,13 @@ class KV:
         return self.lengths.max(0)
 
     @property
+    def positions(self) -> Int[Array, "1 S"]:
+        """Those that a window counts: they end where the text after it starts."""
+        return jnp.arange(self.position_offset - self.length, self.position_offset)[
+            None
+        ]
+
+    @property
     def mask(self) -> Bool[Array, "L N 1 S"] | None:
         """Which positions are real; None: all."""
         if self.lengths is None:
@@ -175,6 +182,11 @@ class KV:
                 f"{self.number} prefixes cannot be shared by {rows} rows: choose one "
                 "for each row (prefix_ids)"
             )
+        if self.placement == "infix" and config.windows is not None:
+            raise InputError(
+                "this backbone's layers see no further back than a window, for which "
+                "an infix has no place; use a prefix"
+            )
         if self.placement == "infix" and after is None:
             raise InputError(
                 "an infix stands inside the text; mark with `after` the tokens that "
@@ -188,7 +200,7 @@ class KV:
     def check_shape(self, config: Shape) -> None:
         """InputError unless it has the layers and heads of such a backbone."""
         layers, _, _, heads, width = self.keys.shape
-        own = config.n_layer, config.n_head, config.head_width
+        own = config.n_layer, config.kv_heads, config.head_width
         if (layers, heads, width) != own:
             raise InputError(
                 f"the prefix has {layers} layers of {heads} heads of width {width}; "

@@ -6,20 +6,29 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from prefix_jax.model.attention import KeyBlock, precision
 from prefix_jax.model.flash import Texts
 
 
 class Dense(nnx.Module):
-    """A matrix and a bias, cast to the input's type where they are used."""
+    """A matrix and perhaps a bias, cast to the input's type where they are used."""
 
-    def __init__(self, shape: tuple[int, ...], inputs: int, deviation: float, key):
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        inputs: int,
+        deviation: float,
+        key: PRNGKeyArray,
+        *,
+        bias: bool = True,
+    ):
         """`shape`: [layers, *inputs, *outputs] with `inputs` input axes."""
         self.inputs = inputs
         self.kernel = nnx.Param(deviation * jax.random.normal(key, shape))
-        self.bias = nnx.Param(jnp.zeros((shape[0], *shape[1 + inputs :])))
+        start = jnp.zeros((shape[0], *shape[1 + inputs :])) if bias else None
+        self.bias = nnx.data(None if start is None else nnx.Param(start))
 
     def __call__(self, x: Float[Array, "B T ..."]) -> Float[Array, "B T ..."]:
         """One layer's product: `x` ends in the input axes, the result in the others."""
@@ -29,7 +38,10 @@ class Dense(nnx.Module):
         rows = x.reshape(*x.shape[:2], -1)
         matrix = kernel.reshape(rows.shape[-1], -1)
         product = jnp.matmul(rows, matrix, precision=precision(x.dtype))
-        return product.reshape(*x.shape[:2], *outputs) + self.bias[...].astype(x.dtype)
+        product = product.reshape(*x.shape[:2], *outputs)
+        return (
+            product if self.bias is None else product + self.bias[...].astype(x.dtype)
+        )
 
 
 def head_logits(

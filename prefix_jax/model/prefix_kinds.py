@@ -98,7 +98,7 @@ class MLPPrefix(nnx.Module):
         self.layers = shape.n_layer
         keys = jax.random.split(key, 5)
         layers = len(np.arange(shape.n_layer)[form.layers])
-        out = (layers, 2, shape.n_head, shape.head_width)
+        out = (layers, 2, shape.kv_heads, shape.head_width)
 
         def uniform(key, dims, inputs):
             return jax.random.uniform(

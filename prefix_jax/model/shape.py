@@ -1,6 +1,7 @@
 """What the library asks of a backbone's configuration, whatever its family."""
 
 import abc
+from collections.abc import Mapping
 
 from prefix_jax.errors import InputError
 
@@ -14,13 +15,49 @@ class Shape(abc.ABC):
     n_embd: int
     n_layer: int
     n_head: int
+    """Of queries."""
+    tie_word_embeddings: bool
+    """Whether the token embedding is the output head, too."""
+    initializer_range: float
+    """Standard deviation of random weights."""
     bos_token_id: int | None
     eos_token_id: int | None
 
     @property
     @abc.abstractmethod
+    def kv_heads(self) -> int:
+        """Of keys and values, and so of a prefix; divides `n_head`."""
+
+    @property
+    @abc.abstractmethod
     def head_width(self) -> int:
         """Numbers of one head's query, key or value, K."""
+
+    @property
+    def kv_width(self) -> int:
+        """Numbers of all keys, or of all values, of one position in one layer."""
+        return self.kv_heads * self.head_width
+
+    @property
+    @abc.abstractmethod
+    def windows(self) -> tuple[int, ...] | None:
+        """How many positions back, itself included, a token sees in each layer.
+
+        None: everywhere all.
+        """
+
+    @property
+    @abc.abstractmethod
+    def architecture(self) -> str:
+        """The class of transformers that reads such a model."""
+
+    @classmethod
+    @abc.abstractmethod
+    def from_dict(cls, values: Mapping) -> "Shape":
+        """From the contents of a `config.json`.
+
+        Raises InputError for what it says of another model, or of none.
+        """
 
     @abc.abstractmethod
     def fields(self) -> dict[str, object]:

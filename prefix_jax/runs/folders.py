@@ -16,7 +16,7 @@ from prefix_jax.config import FIELDS
 from prefix_jax.errors import InputError
 from prefix_jax.json_text import parse
 from prefix_jax.learning.split import count
-from prefix_jax.model.gpt2 import GPT2
+from prefix_jax.model.families import random_backbone
 from prefix_jax.model.loading import load_config
 from prefix_jax.model.tensor_files import read_json
 from prefix_jax.runs.compare import LABELS
@@ -158,7 +158,9 @@ class Run:
             shape = load_config(best)
         else:
             return None
-        return count(jax.eval_shape(lambda: GPT2(shape, key=jax.random.key(0))))
+        return count(
+            jax.eval_shape(lambda: random_backbone(shape, key=jax.random.key(0)))
+        )
 
 
 def find_runs(given: Sequence[str]) -> list[Run]:

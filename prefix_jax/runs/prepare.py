@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import hashlib
 from collections.abc import Sequence
-from typing import TypedDict
 
 import grain
 import jax
@@ -30,9 +29,9 @@ from prefix_jax.distributed import check_alike
 from prefix_jax.errors import InputError
 from prefix_jax.learning.split import Params, folded
 from prefix_jax.mesh import make_mesh, put
-from prefix_jax.model.backbone import Backbone
+from prefix_jax.model.backbone import Backbone, How
+from prefix_jax.model.families import random_backbone
 from prefix_jax.model.flash import fuses
-from prefix_jax.model.gpt2 import GPT2
 from prefix_jax.model.kv import KV
 from prefix_jax.model.loading import load_backbone, load_config, load_tokenizer
 from prefix_jax.model.prefix import init_prefix
@@ -220,13 +219,10 @@ class Setup:
         return [train.rows[i].tokens for i in chosen]
 
 
-class Loading(TypedDict):
-    """How a backbone is laid out: what `load_backbone` takes besides its name."""
+class Loading(How):
+    """What `load_backbone` takes besides a name."""
 
     dtype: Dtype
-    remat: bool
-    unroll: bool
-    fused: bool
 
 
 def how_to_load(config: BackboneConfig, mesh: Mesh) -> Loading:
@@ -276,7 +272,7 @@ def prepare(config: Config) -> Setup:
     how = how_to_load(config.backbone, mesh)
     if config.backbone.weights == "random":
         key = jax.random.key(config.train.seed)
-        backbone = GPT2(load_config(name), key=key, **how)
+        backbone = random_backbone(load_config(name), key=key, **how)
     else:
         backbone = load_backbone(name, **how)
     identity = fingerprint(backbone)

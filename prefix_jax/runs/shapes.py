@@ -16,16 +16,17 @@ from prefix_jax.learning.split import Params, split
 from prefix_jax.learning.step import TrainState, init_train_state
 from prefix_jax.mesh import by_rows, layout
 from prefix_jax.model.backbone import Backbone
-from prefix_jax.model.gpt2 import GPT2
-from prefix_jax.model.gpt2_config import RELEASED, GPT2Config
+from prefix_jax.model.families import random_backbone
+from prefix_jax.model.gpt2_config import RELEASED
 from prefix_jax.model.loading import load_config
 from prefix_jax.model.prefix import init_prefix
+from prefix_jax.model.shape import Shape
 from prefix_jax.prefix_config import PrefixConfig
 
 Batch = Mapping[str, jax.ShapeDtypeStruct]
 
 
-def backbone_config(name: str) -> GPT2Config:
+def backbone_config(name: str) -> Shape:
     """Of OpenAI's GPT-2s without a look at any file, else as `load_config`."""
     return RELEASED.get(name) or load_config(name)
 
@@ -36,7 +37,7 @@ def backbone_shapes(config: Config, mesh: Mesh | None = None) -> Backbone:
 
     def make(key):
         shape = backbone_config(wanted.name)
-        made = GPT2(
+        made = random_backbone(
             shape,
             key=key,
             dtype=wanted.dtype,

@@ -258,8 +258,8 @@ def _flat(given: _Given, name: str, config: Shape) -> Float[np.ndarray, "P C"]:
     """What was trained without a network; as a cache's keys and values, or in a row."""
     given.check_alone(name)
     tensor = given.read(name)
-    columns = config.n_layer * 2 * config.n_embd
-    cache = config.n_layer * 2, 1, config.n_head, config.head_width
+    columns = config.n_layer * 2 * config.kv_width
+    cache = config.n_layer * 2, 1, config.kv_heads, config.head_width
     if tensor.ndim == 1 and tensor.size % columns == 0:
         return tensor.reshape(-1, columns)
     if tensor.ndim == 5 and (*tensor.shape[:3], tensor.shape[4]) == cache:
@@ -267,8 +267,8 @@ def _flat(given: _Given, name: str, config: Shape) -> Float[np.ndarray, "P C"]:
         return positions_first.reshape(len(positions_first), columns)
     raise InputError(
         f"{given.source}: {name} has shape {list(tensor.shape)}; for P positions this "
-        f"backbone ({config.n_layer} layers, {config.n_head} heads, width "
-        f"{config.n_embd}) needs [P*{columns}] or [{cache[0]}, 1, {cache[2]}, P, "
+        f"backbone ({config.n_layer} layers, {config.kv_heads} heads, width "
+        f"{config.kv_width}) needs [P*{columns}] or [{cache[0]}, 1, {cache[2]}, P, "
         f"{cache[3]}]"
     )
 
@@ -292,7 +292,7 @@ def _fold(
     if missing:
         raise InputError(f"{source} lacks {', '.join(missing)}")
     given.check_alone(*names)
-    columns = config.n_layer * 2 * config.n_embd
+    columns = config.n_layer * 2 * config.kv_width
     shapes = [tensors[name].shape for name in names]
     length, width, hidden = *(*shapes[0], 0, 0)[:2], *(*shapes[2], 0)[:1]
     expected = [(length, width), (hidden, width), (hidden,), (columns, hidden)]

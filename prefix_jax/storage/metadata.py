@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 from prefix_jax.errors import InputError, closest, json_kind, json_value, shown
-from prefix_jax.model.gpt2_config import GPT2Config
+from prefix_jax.model.families import shape_of
 from prefix_jax.model.loading import load_config
+from prefix_jax.model.shape import Shape
 from prefix_jax.model.tensor_files import read_json
 from prefix_jax.prefix_config import Placement, PositionMode
 from prefix_jax.seal import SUMS, check_seal
@@ -167,7 +168,7 @@ def read_metadata(folder: Path | str) -> Metadata:
 
 def read_shape(
     folder: Path | str, metadata: Metadata, backbone: str | None = None
-) -> GPT2Config:
+) -> Shape:
     """The shape of the backbone that the prefix in `folder` is for.
 
     PEFT writes layers, heads and width only; the rest is GPT-2's default then. Where it
@@ -190,14 +191,12 @@ def read_shape(
             return _named_shape(name, peft, f"{place} does not say {missing[0]}")
         fields = {ours: peft[theirs] for ours, theirs in names.items()}
     try:
-        return GPT2Config(**fields)
+        return shape_of(fields)
     except (TypeError, InputError) as error:
-        raise InputError(f"{place} does not describe a GPT-2: {error}") from None
+        raise InputError(f"{place} does not describe a backbone: {error}") from None
 
 
-def _named_shape(
-    name: str | None, described: dict[str, Any], problem: str
-) -> GPT2Config:
+def _named_shape(name: str | None, described: dict[str, Any], problem: str) -> Shape:
     """That of the backbone of this name, where a description does not say it."""
     remedy = "give the backbone: --backbone NAME_OR_FOLDER"
     if not name:

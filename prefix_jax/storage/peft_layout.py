@@ -44,7 +44,7 @@ def to_tensor(kv: KV, config: Shape) -> Float[np.ndarray, "P C"]:
 
 def from_tensor(tensor: Float[np.ndarray, "P C"], config: Shape) -> KV:
     """The inverse of `to_tensor`; how the text sees it is for the caller to say."""
-    shape = (len(tensor), config.n_layer, 2, config.n_head, config.head_width)
+    shape = (len(tensor), config.n_layer, 2, config.kv_heads, config.head_width)
     keys, values = tensor.reshape(shape).transpose(2, 1, 0, 3, 4)
     return KV(jnp.asarray(keys[:, None]), jnp.asarray(values[:, None]))
 
@@ -53,21 +53,23 @@ def adapter_config(
     config: Shape, length: int, name: str | None, kind: Kind = "prefix"
 ) -> dict[str, object]:
     """PEFT's `adapter_config.json`: what it needs, and what older releases need too."""
-    described = {
+    described: dict[str, object] = {
         "peft_type": PEFT_TYPES[kind],
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": name,
         "inference_mode": True,
         "num_virtual_tokens": length,
         "num_layers": config.n_layer,
-        "token_dim": config.n_embd,
-        "num_attention_heads": config.n_head,
         "num_transformer_submodules": 1,
     }
     if kind == "embedding":
-        return described
+        heads = {"token_dim": config.n_embd, "num_attention_heads": config.n_head}
+        return described | heads
+    # Of a prefix they are those of keys and values, where queries have more heads.
     return described | {
-        "encoder_hidden_size": config.n_embd,
+        "token_dim": config.kv_width,
+        "num_attention_heads": config.kv_heads,
+        "encoder_hidden_size": config.kv_width,
         "prefix_projection": False,
     }
 
@@ -77,12 +79,13 @@ def differing(described: Mapping[str, object], config: Shape) -> list[str]:
 
     PEFT's names of it, and AdapterHub's.
     """
+    embeddings = described.get("peft_type") == PEFT_TYPES["embedding"]
     shape = {
         "num_layers": config.n_layer,
-        "num_attention_heads": config.n_head,
-        "token_dim": config.n_embd,
+        "num_attention_heads": config.n_head if embeddings else config.kv_heads,
+        "token_dim": config.n_embd if embeddings else config.kv_width,
         "hidden_size": config.n_embd,
-        "model_type": "gpt2",
+        "model_type": config.fields()["model_type"],
     }
     return [
         f"{field} {described[field]!r} there, {value!r} here"
@@ -98,11 +101,12 @@ def check_tensor(
     kind: Kind = "prefix",
 ) -> None:
     """InputError unless the tensor is finite and of the backbone's shape."""
-    expected = config.n_embd * (config.n_layer * 2 if kind == "prefix" else 1)
+    prefix = kind == "prefix"
+    expected = config.n_layer * 2 * config.kv_width if prefix else config.n_embd
     if tensor.ndim != 2 or tensor.shape[1] != expected or not len(tensor):
         raise InputError(
             f"{origin} has shape {list(tensor.shape)}; this backbone ({config.n_layer} "
-            f"layers, {config.n_head} heads, width {config.n_embd}) needs "
+            f"layers, {config.kv_heads} heads, width {config.kv_width}) needs "
             f"[positions, {expected}]"
         )
     bad = tensor.size - int(np.isfinite(tensor).sum())

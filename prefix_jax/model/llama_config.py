@@ -1,0 +1,283 @@
+"""Which model of the Llama family: Llama, Mistral, Qwen2, Qwen3, of any shape."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, get_args
+
+from prefix_jax.checks import Bounds, Size, check, hints
+from prefix_jax.errors import InputError, shown
+from prefix_jax.model.activations import PARAMETERS, activation
+from prefix_jax.model.rope import Rope
+from prefix_jax.model.shape import Shape
+
+Small = Annotated[float, Bounds(least=0, most=1_000)]
+Kind = Literal["llama", "mistral", "qwen2", "qwen3"]
+
+_ARCHITECTURES: dict[Kind, str] = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
+_OURS = {
+    "hidden_size": "n_embd",
+    "intermediate_size": "n_inner",
+    "num_hidden_layers": "n_layer",
+    "num_attention_heads": "n_head",
+    "max_position_embeddings": "n_positions",
+    "hidden_act": "activation_function",
+}
+"""The shape's names for what the files call otherwise."""
+_DEFAULTS: dict[Kind, dict[str, object]] = {
+    "llama": {},
+    "mistral": {
+        "n_inner": 14336,
+        "num_key_value_heads": 8,
+        "n_positions": 131072,
+        "sliding_window": 4096,
+    },
+    "qwen2": {"vocab_size": 151936, "n_inner": 22016, "n_positions": 32768},
+    "qwen3": {
+        "vocab_size": 151936,
+        "n_inner": 22016,
+        "n_positions": 32768,
+        "head_dim": 128,
+    },
+}
+"""What a file means that leaves a field out, where it is not what a Llama means."""
+_QWEN_DEFAULTS = {
+    "num_key_value_heads": 32,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "sliding_window": 4096,
+    "max_window_layers": 28,
+}
+_NOT_OF: dict[Kind, set[str]] = {
+    "llama": {"sliding_window", "layer_types"},
+    "mistral": {"attention_bias", "mlp_bias", "layer_types"},
+    "qwen2": {"attention_bias", "mlp_bias"},
+    "qwen3": {"mlp_bias"},
+}
+"""Fields of the family that transformers' model of that type has not."""
+_HARMLESS = {
+    *("architectures", "auto_map", "dtype", "torch_dtype", "transformers_version"),
+    *("use_cache", "pad_token_id", "unk_token_id", "sep_token_id", "cls_token_id"),
+    *("attention_dropout", "hidden_dropout", "resid_pdrop", "embd_pdrop"),
+    *("pretraining_tp", "return_dict", "output_attentions", "output_hidden_states"),
+    *("id2label", "label2id", "problem_type", "is_decoder", "is_encoder_decoder"),
+    *("chunk_size_feed_forward", "model_type", "rope_theta", "rope_scaling"),
+    *("use_sliding_window", "max_window_layers", "task_specific_params"),
+    *("is_llama_config", "transformers.js_config", "finetuning_task", "max_length"),
+    *("tokenizer_class", "prefix", "use_mrope", "begin_suppress_tokens"),
+}
+"""Fields of files that change no logit, or are read where others are."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LlamaConfig(Shape):
+    """Shape and variant; sizes by the names of `Shape`, the rest by Hugging Face's."""
+
+    model_type: Kind = "llama"
+    vocab_size: Size = 32000
+    n_positions: Annotated[int, Bounds(least=1, most=2**31 - 1)] = 2048
+    n_embd: Size = 4096
+    n_inner: Size = 11008
+    n_layer: Annotated[int, Bounds(least=1, most=10_000)] = 32
+    n_head: Size = 32
+    num_key_value_heads: Size | None = None
+    """None: as many as of queries."""
+    head_dim: Size | None = None
+    """None: what each of the heads gets of `n_embd`."""
+    activation_function: str = "silu"
+    rms_norm_eps: Small = 1e-6
+    initializer_range: Small = 0.02
+    tie_word_embeddings: bool = False
+    rope: Rope = Rope()
+    attention_bias: bool = False
+    """Biases of queries, keys, values and what attention gives; Qwen2 has the first
+    three whatever this says."""
+    mlp_bias: bool = False
+    sliding_window: Size | None = None
+    layer_types: tuple[str, ...] | None = None
+    """Of each layer `full_attention` or `sliding_attention`; None: all have the window,
+    if there is one."""
+    bos_token_id: int | None = 1
+    eos_token_id: int | None = 2
+
+    def __post_init__(self):
+        for field, hint in hints(type(self)).items():
+            if field != "rope":
+                check(field, getattr(self, field), hint)
+        activation(self.activation_function)
+        if self.activation_function in PARAMETERS:
+            raise InputError(
+                f"hidden_act {self.activation_function} has parameters of its own, "
+                "which this family does not know"
+            )
+        if self.head_dim is None and self.n_embd % self.n_head:
+            raise InputError(
+                f"hidden_size {self.n_embd} is not a multiple of num_attention_heads "
+                f"{self.n_head}, and there is no head_dim"
+            )
+        if self.head_width % 2:
+            raise InputError(
+                f"head_dim is {self.head_width}; rotary positions need an even one"
+            )
+        if self.n_head % self.kv_heads:
+            raise InputError(
+                f"num_attention_heads {self.n_head} is not a multiple of "
+                f"num_key_value_heads {self.kv_heads}"
+            )
+        if self.layer_types is not None:
+            self._check_layer_types(self.layer_types)
+
+    def _check_layer_types(self, given: tuple[str, ...]) -> None:
+        known = "full_attention", "sliding_attention"
+        if len(given) != self.n_layer or not set(given) <= set(known):
+            raise InputError(
+                f"layer_types is {shown(list(given))}; expected {self.n_layer} of "
+                f"{' or '.join(known)}"
+            )
+        if "sliding_attention" in given and self.sliding_window is None:
+            raise InputError(
+                "layer_types has sliding_attention, but there is no sliding_window"
+            )
+
+    @property
+    def kv_heads(self) -> int:
+        return self.num_key_value_heads or self.n_head
+
+    @property
+    def head_width(self) -> int:
+        return self.head_dim or self.n_embd // self.n_head
+
+    @property
+    def windows(self) -> tuple[int, ...] | None:
+        if self.sliding_window is None:
+            return None
+        types = self.layer_types or ("sliding_attention",) * self.n_layer
+        if "sliding_attention" not in types:
+            return None
+        full = 2**31 - 1
+        return tuple(
+            self.sliding_window if kind == "sliding_attention" else full
+            for kind in types
+        )
+
+    @property
+    def qkv_bias(self) -> bool:
+        """Whether queries, keys and values have biases."""
+        return self.attention_bias or self.model_type == "qwen2"
+
+    @property
+    def qk_norm(self) -> bool:
+        """Whether each head's queries and keys are normalised."""
+        return self.model_type == "qwen3"
+
+    @property
+    def scales_alike(self) -> bool:
+        return True
+
+    @property
+    def architecture(self) -> str:
+        return _ARCHITECTURES[self.model_type]
+
+    def fields(self) -> dict[str, object]:
+        values = dataclasses.asdict(self)
+        values["rope_parameters"] = self.rope.fields()
+        del values["rope"]
+        theirs = {ours: name for name, ours in _OURS.items()}
+        values = {theirs.get(name, name): value for name, value in values.items()}
+        values["num_key_value_heads"] = self.kv_heads
+        values["head_dim"] = self.head_width
+        if self.layer_types is None:
+            del values["layer_types"]
+        else:
+            values["layer_types"] = list(self.layer_types)
+        if self.model_type.startswith("qwen"):
+            values["use_sliding_window"] = self.sliding_window is not None
+        return values
+
+    def variant(self) -> dict[str, object]:
+        names = (
+            "model_type",
+            "n_head",
+            "num_key_value_heads",
+            "activation_function",
+            "rms_norm_eps",
+        )
+        return {
+            **{name: getattr(self, name) for name in names},
+            "num_key_value_heads": self.kv_heads,
+            "rope": self.rope.fields(),
+            "windows": self.windows,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping) -> "LlamaConfig":
+        """From the contents of a `config.json`, with its model's defaults.
+
+        Raises InputError for fields that are neither known to change nothing nor
+        honoured here, and for several that contradict each other.
+        """
+        kind = values.get("model_type", "llama")
+        if kind not in get_args(Kind):
+            raise InputError(
+                f"model_type is {shown(kind)}; expected one of "
+                f"{', '.join(get_args(Kind))}"
+            )
+        given: dict[str, Any] = dict(values)
+        if given.get("rope_interleaved") is False:
+            del given["rope_interleaved"]
+        known = known_fields(kind)
+        for name, value in given.items():
+            said = value not in (None, False, "") and not isinstance(value, str)
+            full = name == "layer_types" and set(value or ()) == {"full_attention"}
+            if name not in known and said and not full and not name.startswith("_"):
+                raise InputError(
+                    f"{shown(name)} is {shown(value)}, which may change what a "
+                    f"{kind} computes and is not known here; take it out of the file "
+                    "if it does not"
+                )
+        fields: dict[str, Any] = dict(_DEFAULTS[kind])
+        if kind.startswith("qwen"):
+            fields |= _QWEN_DEFAULTS
+        for name in given.keys() & known:
+            fields[_OURS.get(name, name)] = given[name]
+        rope = given.get("rope_parameters") or given.get("rope_scaling") or {}
+        if not isinstance(rope, Mapping):
+            raise InputError(f"rope_parameters is {shown(rope)}; expected an object")
+        if given.get("rope_theta") is not None:
+            rope = {"rope_theta": given["rope_theta"], **rope}
+        fields["rope"] = Rope.from_dict(rope, fields.get("n_positions", 2048))
+        _settle_windows(kind, given, fields)
+        ends = fields.get("eos_token_id")
+        if isinstance(ends, list):  # several may end a text; the first is written
+            fields["eos_token_id"] = ends[0] if ends else None
+        names = {field.name for field in dataclasses.fields(cls)}
+        return cls(**{name: fields[name] for name in fields.keys() & names})
+
+
+def known_fields(kind: Kind) -> set[str]:
+    """Those of a `config.json` that are honoured, or change nothing."""
+    own = {field.name for field in dataclasses.fields(LlamaConfig)}
+    own = own - {"rope"} - set(_OURS.values())
+    return (own | _OURS.keys() | {"rope_parameters"} | _HARMLESS) - _NOT_OF[kind]
+
+
+def _settle_windows(kind: Kind, given: Mapping, fields: dict[str, Any]) -> None:
+    """Which layers have a window, as the models' own configurations say it."""
+    if not kind.startswith("qwen"):
+        return
+    if isinstance(types := fields.get("layer_types"), list):
+        fields["layer_types"] = tuple(types)
+    if not given.get("use_sliding_window", False):
+        fields["sliding_window"] = None
+    first, layers = fields["max_window_layers"], fields.get("n_layer", 32)
+    if fields.get("layer_types") is None and fields["sliding_window"] is not None:
+        check("max_window_layers", first, int)
+        check("num_hidden_layers", layers, Size)
+        fields["layer_types"] = tuple(
+            "sliding_attention" if layer >= first else "full_attention"
+            for layer in range(layers)
+        )

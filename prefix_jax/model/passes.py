@@ -1,0 +1,56 @@
+"""What a pass through a backbone's layers takes and gives."""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
+
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from prefix_jax.model.attention import KeyBlock
+from prefix_jax.model.kv import KV
+from prefix_jax.model.layers import Own, Slots
+
+
+class Cache(NamedTuple):
+    """Keys and values of tokens that were read before, for each layer."""
+
+    layers: Sequence[Slots]
+    mask: Bool[Array, "#B #T S"]
+    """Which slots each row, or each of its tokens, sees."""
+    start: Int[Array, ""] | None = None
+    """Where the tokens that are read now write theirs, in place of a block of their
+    own: `mask` says which of those they see, too. None: the cache is only read."""
+    positions: Int[Array, "#B S"] | None = None
+    """Of the tokens in the slots; for a backbone with `windows`."""
+
+
+class Forward(NamedTuple):
+    """What a pass through the layers gives."""
+
+    hidden: Float[Array, "B T D"]
+    """After the last layer norm, in the backbone's dtype."""
+    kv: KV | None
+    """Keys and values of the tokens themselves, if asked for."""
+    written: list[Slots]
+    """The layers of the cache that has a `start`, with the tokens' in their place."""
+    prefix_mass: Float[Array, "L B H T"] | None
+    """The share of attention that each token pays to the prefix, if asked for."""
+
+
+@runtime_checkable
+class Block(Protocol):
+    """A stack of layers; `lax.scan` hands `__call__` one of them."""
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        seen: list[KeyBlock],
+        own: Own,
+        index: Int[Array, ""],
+        places: PyTree,
+        observe: bool,
+    ) -> tuple[Float[Array, "B T D"], KeyBlock | None, Array | None]:
+        """One layer, the one of that `index`: its output, the block that holds these
+        tokens' keys and values (none where attention is fused), and, if asked for, the
+        attention that the first block of `seen` receives, [B H T]. `places` is what
+        the backbone's `at_positions` gives for the layers."""
+        ...

