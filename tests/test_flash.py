@@ -15,10 +15,11 @@ from prefix_jax.learning.step import init_train_state, make_train_step
 from prefix_jax.mesh import make_mesh
 from prefix_jax.model import flash
 from prefix_jax.model.attention import KeyBlock, attend_causally
+from prefix_jax.model.families import random_backbone
 from prefix_jax.model.flash import Texts, fits, flash_attention, fuses
 from prefix_jax.model.flash_kernels import BLOCK
-from prefix_jax.model.gpt2 import GPT2
 from prefix_jax.model.gpt2_config import GPT2Config
+from prefix_jax.model.llama_config import LlamaConfig
 from prefix_jax.model.prefix import init_prefix
 from prefix_jax.model.segments import segment_mask
 from prefix_jax.prefix_config import PrefixConfig
@@ -196,10 +197,14 @@ def test_for_which_devices():
 # --- in the model -------------------------------------------------------------
 
 ROWS, TOKENS = 8, 48
+FAMILIES = {
+    "gpt2": {},
+    "llama": {"family": LlamaConfig, "n_inner": 96, "num_key_value_heads": 1},
+}
 
 
-def make_backbone(fused, **variant):
-    config = GPT2Config(
+def make_backbone(fused, family=GPT2Config, **variant):
+    config = family(
         vocab_size=100,
         n_positions=128,
         n_embd=HEADS * WIDTH,
@@ -208,7 +213,8 @@ def make_backbone(fused, **variant):
         initializer_range=0.3,
         **variant,
     )
-    backbone = GPT2(config, key=jax.random.key(0), dtype="bfloat16", fused=fused)
+    key = jax.random.key(0)
+    backbone = random_backbone(config, key=key, dtype="bfloat16", fused=fused)
     return jax.tree.map(lambda x: x.astype(jnp.bfloat16), backbone)
 
 
@@ -240,10 +246,11 @@ def train(fused, mesh=None, parallel="jit"):
     return metrics, text
 
 
-def test_loss_and_gradient():
+@pytest.mark.parametrize("family", FAMILIES)
+def test_loss_and_gradient(family):
     found = []
     for fused in (False, True):
-        backbone = make_backbone(fused)
+        backbone = make_backbone(fused, **FAMILIES[family])
         prefix = init_prefix(
             backbone, PrefixConfig(init="random", length=5), key=jax.random.key(1)
         )
@@ -301,10 +308,13 @@ def launched(monkeypatch):
     return calls
 
 
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("given", ["nothing", "segments"])
-def test_whole_texts_are_fused(launched, given):
-    extra = {} if given == "nothing" else {"segments": make_batch()["segments"]}
-    assert_near(forward(True, **extra), forward(False, **extra))
+def test_whole_texts_are_fused(launched, given, family):
+    extra = {"variant": FAMILIES[family]}
+    if given == "segments":
+        extra["segments"] = make_batch()["segments"]
+    assert_near(forward(True, **dict(extra)), forward(False, **dict(extra)))
     assert launched
 
 
@@ -325,11 +335,16 @@ def kinds(backbone):
             made(),
             {"variant": {"scale_attn_by_inverse_layer_idx": True}},
         ),
+        "windows": (
+            None,
+            {"variant": FAMILIES["llama"] | {"sliding_window": 9}},
+        ),
     }
 
 
 @pytest.mark.parametrize(
-    "kind", ["infix", "lengths by layer", "gated", "mask", "scale by layer"]
+    "kind",
+    ["infix", "lengths by layer", "gated", "mask", "scale by layer", "windows"],
 )
 def test_all_else_is_plain(launched, kind):
     """Bit for bit: what the kernels cannot do is done as without them."""

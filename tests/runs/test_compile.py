@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from families import CONFIGS as CONFIGS_OF_FAMILIES
 
 from prefix_jax.runs.collectives import collectives
 
@@ -68,6 +69,23 @@ def test_a_parted_backbone_is_held_in_parts(tmp_path):
     # The state is donated: results take no room of their own.
     assert whole["temporary"] < whole["held"]["backbone"]
     assert "all-gather" in {one["kind"] for one in parted["collectives"]}
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_a_llama_compiles_for_a_slice(tmp_path, tokenizer):
+    """Both programs, whole and with heads and MLPs dealt out."""
+    config = CONFIGS_OF_FAMILIES["llama"].fields()
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    tokenizer.save_pretrained(tmp_path)
+    options = [*SMALL, "--decode.max-new-tokens", "4", "--topology", "v5e:2x2"]
+    options += ["--backbone.name", str(tmp_path)]
+    out = tmp_path / "out.json"
+    _, [train, decode] = compile_(*options, out=out)
+    assert {one["kind"] for one in train["collectives"]} == {"all-reduce"}
+    _, [parted, _] = compile_(*options, "--mesh.tensor", "2", out=out)
+    assert parted["held"]["backbone"] < train["held"]["backbone"]
+    assert decode["held"]["backbone"] == train["held"]["backbone"]
 
 
 @needs_libtpu
