@@ -19,9 +19,11 @@ from safetensors.numpy import save
 from prefix_jax.config import Config
 from prefix_jax.data.tasks import load_documents, load_examples
 from prefix_jax.data_config import DataConfig
+from prefix_jax.model.families import random_backbone
 from prefix_jax.model.gpt2 import GPT2
 from prefix_jax.model.gpt2_config import GPT2Config
 from prefix_jax.model.kv import KV
+from prefix_jax.model.llama_config import LlamaConfig
 from prefix_jax.model.loading import load_backbone, load_tokenizer
 from prefix_jax.model.tensor_files import open_tensors, read_json
 from prefix_jax.model.weights import save_backbone
@@ -39,6 +41,15 @@ MARK = b"\n%%%%\n"
 """Between the files of one case."""
 
 SHAPE = GPT2Config(vocab_size=5, n_positions=8, n_embd=4, n_layer=2, n_head=2)
+LLAMA = LlamaConfig(
+    vocab_size=5,
+    n_positions=8,
+    n_embd=4,
+    n_inner=4,
+    n_layer=1,
+    n_head=2,
+    num_key_value_heads=1,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,10 +184,56 @@ def _scratch() -> Iterator[Path]:
 
 
 def _backbone_files() -> list[Files]:
-    with _scratch() as folder:
-        save_backbone(folder, _backbone())
-        names = "config.json", "model.safetensors"
-        return [tuple((folder / name).read_bytes() for name in names)]
+    names, found = ("config.json", "model.safetensors"), []
+    for made in (_backbone(), random_backbone(LLAMA, key=jax.random.key(0))):
+        with _scratch() as folder:
+            save_backbone(folder, made)
+            found.append(tuple((folder / name).read_bytes() for name in names))
+    return found
+
+
+def _gguf() -> list[Files]:
+    """A model of one layer, a list and a tensor of blocks in it, and its tokenizer."""
+    import gguf
+
+    width, kinds = 32, gguf.GGMLQuantizationType
+    shapes = {
+        "attn_q": (width, width),
+        "attn_k": (16, width),
+        "attn_v": (16, width),
+        "attn_output": (width, width),
+        "ffn_gate": (width, width),
+        "ffn_up": (width, width),
+        "ffn_down": (width, width),
+        "attn_norm": (width,),
+        "ffn_norm": (width,),
+    }
+    tensors = {f"blk.0.{name}.weight": shape for name, shape in shapes.items()}
+    tensors |= {"token_embd.weight": (4, width), "output_norm.weight": (width,)}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.gguf"
+        out = gguf.GGUFWriter(path, "llama")
+        out.add_block_count(1)
+        out.add_context_length(8)
+        out.add_embedding_length(width)
+        out.add_feed_forward_length(width)
+        out.add_head_count(2)
+        out.add_head_count_kv(1)
+        out.add_layer_norm_rms_eps(1e-5)
+        out.add_tokenizer_model("gpt2")
+        out.add_token_list(["<|endoftext|>", "a", "b", "ab"])
+        out.add_token_merges(["a b"])
+        out.add_bos_token_id(0)
+        for name, shape in tensors.items():
+            kind = kinds.Q8_0 if len(shape) == 2 else kinds.F32
+            array = np.linspace(-1, 1, int(np.prod(shape)), dtype=np.float32)
+            data = gguf.quants.quantize(array.reshape(shape), kind)
+            out.add_tensor(name, data, raw_dtype=kind)
+        out.write_header_to_file()
+        out.write_kv_data_to_file()
+        out.write_tensors_to_file()
+        out.close()
+        return [(path.read_bytes(),)]
 
 
 TOKENIZER = {
@@ -434,6 +491,12 @@ TARGETS = {
         load_backbone,
         _backbone_files,
         warm=_backbone_files,
+    ),
+    "gguf": Target(
+        ("model.gguf",),
+        lambda folder: load_backbone(folder / "model.gguf"),
+        _gguf,
+        warm=_backbone,
     ),
     "adapter": Target(ADAPTER, _adapter, _adapters, warm=_adapters),
     "importing": Target(

@@ -45,7 +45,7 @@ def shape_of(values: Mapping) -> Shape:
     not know how to honour.
     """
     kind = values.get("model_type", "gpt2")
-    if kind not in FAMILIES:
+    if not isinstance(kind, str) or kind not in FAMILIES:
         hint = closest(kind, FAMILIES) if isinstance(kind, str) else ""
         raise InputError(
             f"model_type is {shown(kind)}; expected one of {', '.join(FAMILIES)}{hint}"

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from prefix_jax.checks import Bounds, Size, check, hints
 from prefix_jax.errors import InputError, shown
@@ -221,36 +221,24 @@ class LlamaConfig(Shape):
         honoured here, and for several that contradict each other.
         """
         kind = values.get("model_type", "llama")
-        if kind not in get_args(Kind):
+        if not isinstance(kind, str) or kind not in _ARCHITECTURES:
             raise InputError(
                 f"model_type is {shown(kind)}; expected one of "
-                f"{', '.join(get_args(Kind))}"
+                f"{', '.join(_ARCHITECTURES)}"
             )
-        given: dict[str, Any] = dict(values)
-        if given.get("rope_interleaved") is False:
-            del given["rope_interleaved"]
-        known = known_fields(kind)
-        for name, value in given.items():
-            said = value not in (None, False, "") and not isinstance(value, str)
-            full = name == "layer_types" and set(value or ()) == {"full_attention"}
-            if name not in known and said and not full and not name.startswith("_"):
-                raise InputError(
-                    f"{shown(name)} is {shown(value)}, which may change what a "
-                    f"{kind} computes and is not known here; take it out of the file "
-                    "if it does not"
-                )
+        _check_known(kind, values)
         fields: dict[str, Any] = dict(_DEFAULTS[kind])
         if kind.startswith("qwen"):
             fields |= _QWEN_DEFAULTS
-        for name in given.keys() & known:
-            fields[_OURS.get(name, name)] = given[name]
-        rope = given.get("rope_parameters") or given.get("rope_scaling") or {}
+        for name in known_fields(kind) & values.keys():
+            fields[_OURS.get(name, name)] = values[name]
+        rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
         if not isinstance(rope, Mapping):
             raise InputError(f"rope_parameters is {shown(rope)}; expected an object")
-        if given.get("rope_theta") is not None:
-            rope = {"rope_theta": given["rope_theta"], **rope}
+        if values.get("rope_theta") is not None:
+            rope = {"rope_theta": values["rope_theta"], **rope}
         fields["rope"] = Rope.from_dict(rope, fields.get("n_positions", 2048))
-        _settle_windows(kind, given, fields)
+        _settle_windows(kind, values, fields)
         ends = fields.get("eos_token_id")
         if isinstance(ends, list):  # several may end a text; the first is written
             fields["eos_token_id"] = ends[0] if ends else None
@@ -263,6 +251,23 @@ def known_fields(kind: Kind) -> set[str]:
     own = {field.name for field in dataclasses.fields(LlamaConfig)}
     own = own - {"rope"} - set(_OURS.values())
     return (own | _OURS.keys() | {"rope_parameters"} | _HARMLESS) - _NOT_OF[kind]
+
+
+def _check_known(kind: Kind, values: Mapping) -> None:
+    """InputError for what says something of the model that is not honoured."""
+    unknown = dict(values)
+    for name in known_fields(kind) & values.keys():
+        del unknown[name]
+    types = unknown.get("layer_types")
+    if isinstance(types, list) and types == ["full_attention"] * len(types):
+        del unknown["layer_types"]
+    for name, value in unknown.items():
+        says_nothing = value is None or value is False or isinstance(value, str)
+        if not says_nothing and not name.startswith("_"):
+            raise InputError(
+                f"{shown(name)} is {shown(value)}, which may change what a {kind} "
+                "computes and is not known here; take it out of the file if it does not"
+            )
 
 
 def _settle_windows(kind: Kind, given: Mapping, fields: dict[str, Any]) -> None:

