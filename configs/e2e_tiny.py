@@ -10,6 +10,7 @@ shared, after 1000 steps of 32, best of validation:
 
                      trained      validation loss   test loss   test BLEU   minutes
     backbone alone           0                          4.067         1.2
+    embedding only      10,240    2.045                 2.049        12.3        37
     prefix-tuning       81,920    1.324                 1.323        44.3        18
     top-2 layers     1,580,032    1.014                 1.009        63.8        19
     full fine-tuning 4,339,200    0.884                 0.877        65.9        13
