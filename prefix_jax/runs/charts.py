@@ -86,7 +86,7 @@ def loss_chart(curves: Sequence[Curve], width: int, height: int, name: str) -> s
         room = 0.05 * (high - low) or max(0.5, 0.05 * abs(high))
         low, high = low - room, high + room
     last = float(max(max(step for step, _ in points), 1))
-    right = 8 + (7 * max(len(_short(one.label)) for one in curves) if labelled else 8)
+    right = 8 + (8 * max(len(_short(one.label)) for one in curves) if labelled else 8)
     x = _Axis(0.0, last, 52.0, float(width - right))
     y = _Axis(low, high, float(height - 44), 10.0, logarithmic)
 
