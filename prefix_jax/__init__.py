@@ -34,9 +34,12 @@ with epy.lazy_api_imports(globals()):
     from prefix_jax.mesh import make_mesh
     from prefix_jax.model.backbone import Backbone
     from prefix_jax.model.compose import average, bank, concatenate, interpolate
+    from prefix_jax.model.families import random_backbone
     from prefix_jax.model.gpt2 import GPT2
     from prefix_jax.model.gpt2_config import GPT2Config
     from prefix_jax.model.kv import KV
+    from prefix_jax.model.llama import Llama
+    from prefix_jax.model.llama_config import LlamaConfig
     from prefix_jax.model.loading import load_backbone, load_tokenizer
     from prefix_jax.model.prefix import init_prefix
     from prefix_jax.model.weights import save_backbone
@@ -58,6 +61,8 @@ __all__ = [
     "GPT2Config",
     "Generated",
     "InputError",
+    "Llama",
+    "LlamaConfig",
     "MeshConfig",
     "OptimConfig",
     "PrefixConfig",
@@ -84,6 +89,7 @@ __all__ = [
     "make_optimizer",
     "make_train_step",
     "merge",
+    "random_backbone",
     "save_backbone",
     "save_prefix",
     "shorten_prefix",

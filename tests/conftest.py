@@ -16,6 +16,10 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):
     # have no other, and end the process at a flag that they do not know.
     os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 
+# Threads for the eight devices: as many as cores are fewer than the collectives that
+# wait for one another at a time, which on a busy machine is for ever.
+os.environ.setdefault("NPROC", "32")
+
 # With libtpu installed, jax would look for a TPU in every process.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 

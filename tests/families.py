@@ -18,7 +18,7 @@ SHAPE = {
     "bos_token_id": 0,
     "eos_token_id": 0,
 }
-GROUPED = SHAPE | {"n_inner": 48, "num_key_value_heads": 2, "initializer_range": 0.2}
+GROUPED = SHAPE | {"n_inner": 48, "num_key_value_heads": 2, "initializer_range": 0.15}
 CONFIGS = {
     "gpt2": GPT2Config(**SHAPE),
     "llama": LlamaConfig(**GROUPED, tie_word_embeddings=True),

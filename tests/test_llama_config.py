@@ -60,6 +60,17 @@ def test_fields_come_back(kind):
     assert shape_of(ours.fields()).fields() == ours.fields()
 
 
+def test_a_config_made_here_comes_back():
+    windows = LlamaConfig(model_type="qwen2", n_layer=3, sliding_window=5)
+    assert shape_of(windows.fields()).windows == windows.windows == (5, 5, 5)
+    for kind, field in (
+        ("llama", {"sliding_window": 5}),
+        ("qwen3", {"mlp_bias": True}),
+    ):
+        with pytest.raises(InputError, match=f"a {kind} has none"):
+            LlamaConfig(model_type=kind, **field)
+
+
 def test_older_files_say_rope_elsewhere():
     new = {"rope_type": "linear", "factor": 2.0, "rope_theta": 500.0}
     old = {"rope_theta": 500.0, "rope_scaling": {"type": "linear", "factor": 2.0}}
@@ -85,6 +96,22 @@ def test_windows_are_those_of_their_layers():
         ({"model_type": "gemma"}, "model_type is 'gemma'; expected one of gpt2"),
         ({"model_type": "qwen22"}, 'did you mean "qwen2"'),
         ({"model_type": 3}, "model_type is 3"),
+        ({"position_embedding_type": "alibi"}, "position_embedding_type. is 'alibi'"),
+        (
+            {"rope_scaling": {"factor": 2.0}, "rope_parameters": {"factor": 3.0}},
+            "expected one of them",
+        ),
+        (
+            {
+                "rope_scaling": {
+                    "rope_type": "llama3",
+                    "factor": 8.0,
+                    "low_freq_factor": 4.0,
+                    "high_freq_factor": 1.0,
+                }
+            },
+            "low_freq_factor is 4.0",
+        ),
         ({"quantization_config": {"bits": 4}}, "quantization_config.*not known here"),
         ({"rope_interleaved": True}, "rope_interleaved"),
         ({"embedding_multiplier": 12.0}, "embedding_multiplier"),
@@ -94,7 +121,7 @@ def test_windows_are_those_of_their_layers():
         ({"head_dim": None, "hidden_size": 10}, "10 is not a multiple.* no head_dim"),
         ({"hidden_act": "prelu"}, "parameters of its own"),
         ({"hidden_act": "silly"}, "'silly' is not supported"),
-        ({"num_hidden_layers": 0}, "n_layer is 0"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers is 0"),
         ({"rms_norm_eps": -1.0}, "rms_norm_eps is -1.0"),
         ({"rope_parameters": 3}, "rope_parameters is 3"),
         ({"rope_scaling": {"rope_type": "dynamic"}}, "rope_type is 'dynamic'"),

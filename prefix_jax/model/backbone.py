@@ -74,15 +74,20 @@ class Backbone(nnx.Module):
         self.fused = how.get("fused", False)
         shape = config.vocab_size, config.n_embd
         deviation = config.initializer_range
-        keys = jax.random.split(key)
+        keys = self.keys(key)
         self.token_embedding = nnx.Param(deviation * jax.random.normal(keys[0], shape))
         sizes = [1] * config.n_layer if self.unroll else [config.n_layer]
         self.blocks = nnx.List(stacked([layers], sizes))
         self.head = nnx.data(
             None
             if config.tie_word_embeddings
-            else nnx.Param(deviation * jax.random.normal(keys[1], shape))
+            else nnx.Param(deviation * jax.random.normal(keys[3], shape))
         )
+
+    @staticmethod
+    def keys(key: PRNGKeyArray) -> Array:
+        """For the embedding, a family's own, the layers and the head, in this order."""
+        return jax.random.split(key, 4)
 
     @abc.abstractmethod
     def at_positions(
@@ -169,9 +174,9 @@ class Backbone(nnx.Module):
         Tokens are ids or embeddings [B T D], which stand for what ids would look up.
         `mask` marks the real tokens (None: all); the prefix is always seen, and where
         it holds N < B of them, B/N neighbouring rows share each. `positions`
-        are indices into the position table; None counts on from the prefix, and is only
-        for text without a cache before it. Given ones are not checked: a compiled
-        program cannot, and out of range they read the table's last row.
+        None count on from the prefix, which is only for text without a cache before it.
+        Given ones are not checked, which a compiled program cannot: a learned table
+        gives its last row for those out of range.
         `collect` returns the tokens' own keys and values; `observe` the
         attention that they pay to a prefix that shares their softmax. `after` marks
         the tokens that come after an infix, which alone see it; for an infix only.

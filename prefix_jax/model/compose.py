@@ -1,12 +1,12 @@
 """Prefixes made of prefixes: banks, concatenations, averages.
 
-The positions rule. GPT-2 adds positions to embeddings, so whatever places a prefix's
-keys were learned for, or read at, is part of their values, and composing never changes
-them: two prefixes of words one after the other are not the prefix of all the words.
-What changes is how many positions stand before the text, and with
-`position_mode="shifted"` the text starts to count after all of them. Attention is a
-weighted mean over keys in any order: `concatenate([a, b])` and `concatenate([b, a])`
-are the same prefix.
+The positions rule. Backbones add positions to embeddings, or turn keys by them, so
+whatever places a prefix's keys were learned for, or read at, is part of their values,
+and composing never changes them: two prefixes of words one after the other are not the
+prefix of all the words. What changes is how many positions stand before the text, and
+with `position_mode="shifted"` the text starts to count after all of them. Attention is
+a weighted mean over keys in any order: `concatenate([a, b])` and `concatenate([b, a])`
+are the same prefix (but where a layer has a window, which counts positions).
 """
 
 import dataclasses

@@ -1,17 +1,20 @@
 """GGUF files of the Llama family: configuration and tensors as Hugging Face has them.
 
-llama.cpp's one file for a model. The `gguf` package reads and dequantizes it; what is
-ours is what the names mean, and that no file makes the reader run on without end.
+llama.cpp's one file for a model. The `gguf` package knows its types and dequantizes
+them; its reader makes arrays of every word of the vocabulary, and believes what a file
+promises, so the header is read here.
 """
 
-import struct
-from collections.abc import Mapping
+import importlib.util
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from prefix_jax.errors import InputError, first_line, shortened, shown
+from prefix_jax.errors import InputError, first_line, shown
+from prefix_jax.model.gguf_header import Header, Tensor, damaged, read_header
 from prefix_jax.model.rope import Rope
 from prefix_jax.model.tensor_files import Stored
 
@@ -60,9 +63,6 @@ _ELSEWHERE = {
 """Further ones that are read."""
 _ARCHITECTURES = "llama", "qwen2", "qwen3"
 _FREQUENCIES = "rope_freqs.weight"
-_WIDTHS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
-"""Bytes of a number, by GGUF's number of its type."""
-_STRING, _ARRAY = 8, 9
 _INSTALL = "install it with: pip install 'prefix-jax[gguf]'"
 
 
@@ -79,98 +79,21 @@ def open_gguf(path: Path) -> Model:
     Raises InputError for other architectures, fields and types that are not known, and
     damaged files.
     """
-    reader = _open(path)
+    if importlib.util.find_spec("gguf") is None:
+        raise InputError(
+            f"{path} is a GGUF file, which the package gguf dequantizes; {_INSTALL}"
+        )
+    header = read_header(path)
     try:
-        values = {
-            name: field.contents()
-            for name, field in reader.fields.items()
-            if not name.startswith("tokenizer.ggml.") or name.endswith("_token_id")
-        }
-        tensors = {tensor.name: tensor for tensor in reader.tensors}
-        config = _config(values, tensors)
-        return Model(config, _tensors(path, tensors, config))
+        config = _config(header.values, header.tensors, path, header.start)
+        return Model(config, _tensors(path, header, config))
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
 
 
-def check_gguf(path: Path) -> None:
-    """InputError unless the file's counts and lengths are what its bytes can hold.
-
-    Readers believe them, and would count to 2^64.
-    """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-
-        def read(form: str) -> int:
-            data = file.read(struct.calcsize(form))
-            if len(data) < struct.calcsize(form):
-                raise InputError(_damaged(path, "it ends in the middle"))
-            return struct.unpack(form, data)[0]
-
-        def skip(number: int) -> None:
-            if number > size - file.tell():
-                raise InputError(
-                    _damaged(path, f"it promises {number:,} more bytes than it has")
-                )
-            file.seek(number, 1)
-
-        def skip_value(kind: int) -> None:
-            if kind == _STRING:
-                skip(read("<Q"))
-            elif kind in _WIDTHS:
-                skip(_WIDTHS[kind])
-            else:
-                raise InputError(_damaged(path, f"it has a value of type {kind}"))
-
-        if file.read(4) != b"GGUF":
-            raise InputError(f"{path} is not a GGUF file; it does not begin with GGUF")
-        version = read("<I")
-        if version not in (2, 3):
-            raise InputError(f"{path} is GGUF of version {version}; expected 2 or 3")
-        tensors, values = read("<Q"), read("<Q")
-        # Each takes more bytes than one.
-        for number in (tensors, values):
-            if number > size:
-                raise InputError(_damaged(path, f"it promises {number:,} entries"))
-        for _ in range(values):
-            skip(read("<Q"))
-            kind = read("<I")
-            if kind != _ARRAY:
-                skip_value(kind)
-                continue
-            kind, number = read("<I"), read("<Q")
-            if kind in _WIDTHS:
-                skip(number * _WIDTHS[kind])
-                continue
-            if number > size:
-                raise InputError(_damaged(path, f"it promises a list of {number:,}"))
-            for _ in range(number):
-                skip_value(kind)
-        for _ in range(tensors):
-            skip(read("<Q"))
-            skip(8 * read("<I") + 4 + 8)
-
-
-def _damaged(path: Path, what: str) -> str:
-    return f"{path} is not a whole GGUF file ({what}); copy or download it again"
-
-
-def _open(path: Path):
-    try:
-        import gguf
-    except ImportError:
-        raise InputError(
-            f"{path} is a GGUF file, which the package gguf reads; {_INSTALL}"
-        ) from None
-    check_gguf(path)
-    try:
-        return gguf.GGUFReader(path)
-    # On what is no GGUF file it fails in any way there is.
-    except Exception as error:
-        raise InputError(_damaged(path, first_line(error))) from error
-
-
-def _config(values: Mapping[str, Any], tensors: Mapping[str, Any]) -> dict[str, object]:
+def _config(
+    values: Mapping[str, Any], tensors: Mapping[str, Tensor], path: Path, start: int
+) -> dict[str, object]:
     """What a `config.json` would say."""
     kind = values.get("general.architecture")
     if kind not in _ARCHITECTURES:
@@ -190,13 +113,13 @@ def _config(values: Mapping[str, Any], tensors: Mapping[str, Any]) -> dict[str, 
     config: dict[str, Any] = {
         name: _decimal(own[key]) for key, name in _SIZES.items() if key in own
     }
-    heads = config.get("num_key_value_heads")
-    if isinstance(heads, list):
-        raise InputError("its layers have different numbers of heads; expected one")
+    for name in ("num_attention_heads", "num_key_value_heads", "intermediate_size"):
+        if name not in config:  # a list, which GGUF has where layers differ
+            raise InputError(f"it does not say {name}, one for all layers")
     embedding = tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
         raise InputError("it has no matrix token_embd.weight")
-    config["vocab_size"] = int(embedding.shape[1])
+    config["vocab_size"] = embedding.shape[0]
     width = own.get("rope.dimension_count")
     config.setdefault("head_dim", width)
     for name in ("rope.dimension_count", "attention.value_length"):
@@ -209,7 +132,10 @@ def _config(values: Mapping[str, Any], tensors: Mapping[str, Any]) -> dict[str, 
     if kind.startswith("qwen"):
         config["model_type"] = kind
         config["use_sliding_window"] = "sliding_window" in config
-    config["rope_parameters"] = _rope(own, tensors)
+    slower = None
+    if _FREQUENCIES in tensors:
+        slower = _reading(path, _FREQUENCIES, tensors[_FREQUENCIES], start)()
+    config["rope_parameters"] = _rope(own, slower, config["head_dim"])
     config["tie_word_embeddings"] = "output.weight" not in tensors
     for name, bias in (("attention_bias", "attn_output"), ("mlp_bias", "ffn_up")):
         config[name] = f"blk.0.{bias}.bias" in tensors
@@ -223,7 +149,9 @@ def _decimal(value: object) -> object:
     return float(str(np.float32(value))) if isinstance(value, float) else value
 
 
-def _rope(own: Mapping[str, Any], tensors: Mapping[str, Any]) -> dict[str, object]:
+def _rope(
+    own: Mapping[str, Any], slower: np.ndarray | None, width: object
+) -> dict[str, object]:
     given = own.get("rope.scaling.type", "none")
     rope: dict[str, object] = {} if given == "none" else {"rope_type": given}
     names = {
@@ -232,17 +160,23 @@ def _rope(own: Mapping[str, Any], tensors: Mapping[str, Any]) -> dict[str, objec
     }
     if rope:
         rope |= {name: own[key] for name, key in names.items() if key in own}
-    if _FREQUENCIES in tensors:
-        rope |= _llama3(own, np.asarray(tensors[_FREQUENCIES].data, np.float64))
-    return rope
+    if slower is None:
+        return rope
+    theta = own.get("rope.freq_base", 10_000.0)
+    if rope or not isinstance(theta, float) or 2 * slower.size != width:
+        raise InputError(
+            f"it has {_FREQUENCIES} of {slower.size} numbers, rope.scaling.type "
+            f"{shown(given)} and rope.freq_base {shown(theta)} for heads of "
+            f"{shown(width)}; expected half as many, no scaling and a number"
+        )
+    return _llama3(theta, np.asarray(slower, np.float64))
 
 
-def _llama3(own: Mapping[str, Any], slower: np.ndarray) -> dict[str, object]:
+def _llama3(theta: float, slower: np.ndarray) -> dict[str, object]:
     """Llama 3's way to stretch positions, of which a file has the result only.
 
     All of its releases differ in the factor alone, which the slowest pair has whole.
     """
-    theta = float(own.get("rope.freq_base", 10_000.0))
     found: dict[str, Any] = {
         "rope_type": "llama3",
         "factor": float(slower.max(initial=1)),
@@ -250,10 +184,9 @@ def _llama3(own: Mapping[str, Any], slower: np.ndarray) -> dict[str, object]:
         "high_freq_factor": 4.0,
         "original_max_position_embeddings": 8192,
     }
-    width = 2 * slower.size
-    plain, _ = Rope(rope_theta=theta).speeds(width)
-    stretched, _ = Rope(rope_theta=theta, **found).speeds(width)
-    if slower.ndim != 1 or not np.allclose(plain / slower, stretched, rtol=1e-4):
+    plain, _ = Rope(rope_theta=theta).speeds(2 * slower.size)
+    stretched, _ = Rope(rope_theta=theta, **found).speeds(2 * slower.size)
+    if slower.ndim != 1 or not np.allclose(stretched * slower, plain, rtol=1e-4):
         raise InputError(
             f"its {_FREQUENCIES} are not those of Llama 3 (low_freq_factor 1, "
             "high_freq_factor 4, 8192 positions), the only ones known here"
@@ -262,22 +195,21 @@ def _llama3(own: Mapping[str, Any], slower: np.ndarray) -> dict[str, object]:
 
 
 def _tensors(
-    path: Path, tensors: Mapping[str, Any], config: Mapping[str, Any]
+    path: Path, header: Header, config: Mapping[str, Any]
 ) -> dict[str, Stored]:
     """By Hugging Face's names and in its order of numbers."""
     found = {}
-    for name, tensor in tensors.items():
+    for name, tensor in header.tensors.items():
         if name == _FREQUENCIES:
             continue
         heads = None
         # llama.cpp turns neighbouring numbers of these, Hugging Face the halves.
         if config["model_type"] in ("llama", "mistral"):
             role = name.split(".")[2] if name.count(".") == 3 else ""
-            queries = config.get("num_attention_heads")
-            shared = config.get("num_key_value_heads", queries)
-            heads = {"attn_q": queries, "attn_k": shared}.get(role)
-        shape = tuple(int(size) for size in reversed(tensor.shape))
-        found[_theirs(name)] = Stored(shape, "F32", _reading(path, tensor, heads))
+            queries, shared = "num_attention_heads", "num_key_value_heads"
+            heads = {"attn_q": config[queries], "attn_k": config[shared]}.get(role)
+        read = _reading(path, name, tensor, header.start, heads)
+        found[_theirs(name)] = Stored(tensor.shape, "F32", read)
     return found
 
 
@@ -291,24 +223,40 @@ def _theirs(name: str) -> str:
     return name
 
 
-def _reading(path: Path, tensor, heads: int | None):
-    """A function that gives the tensor in f32."""
+def _reading(
+    path: Path, name: str, tensor: Tensor, start: int, heads: int | None = None
+) -> Callable[[], np.ndarray]:
+    """A function that gives the tensor in f32, of the whole file's bytes only."""
 
     def read() -> np.ndarray:
-        from gguf.quants import dequantize
+        import gguf
 
-        name = shortened(tensor.name)
         try:
-            array = dequantize(tensor.data, tensor.tensor_type)
+            kind = gguf.GGMLQuantizationType(tensor.kind)
+            block, width = gguf.GGML_QUANT_SIZES[kind]
+        except (ValueError, KeyError):
+            raise InputError(
+                f"{path}: {shown(name)} is of type {tensor.kind}, which is not known"
+            ) from None
+        count = math.prod(tensor.shape)
+        first, length = start + tensor.start, count // block * width
+        if first + length > path.stat().st_size or (
+            tensor.shape and tensor.shape[-1] % block
+        ):
+            raise InputError(damaged(path, f"{shown(name)} goes beyond its end"))
+        data = np.fromfile(path, np.uint8, length, offset=first)
+        rows = data.reshape(*tensor.shape[:-1], -1)
+        try:
+            array = gguf.quants.dequantize(rows, kind)
         except Exception as error:
             raise InputError(
-                f"{path}: {name} is of type {tensor.tensor_type.name}, which cannot be "
-                f"turned into floating point ({first_line(error)})"
+                f"{path}: {shown(name)} is of type {kind.name}, which cannot be turned "
+                f"into floating point ({first_line(error)})"
             ) from error
-        array = np.asarray(array, np.float32)
+        array = np.asarray(array, np.float32).reshape(tensor.shape)
         if heads is None:
             return array
-        rows = array.reshape(heads, -1, 2, *array.shape[1:])
-        return rows.swapaxes(1, 2).reshape(array.shape)
+        pairs = array.reshape(heads, -1, 2, *array.shape[1:])
+        return pairs.swapaxes(1, 2).reshape(array.shape)
 
     return read

@@ -121,11 +121,11 @@ class GPT2(Backbone):
         **how: Unpack[How],
     ):
         """Random f32 weights as GPT-2 starts training with; `dtype` is computed in."""
-        keys = jax.random.split(key, 3)
-        layers = Block(config, config.n_layer, keys[0])
-        super().__init__(config, layers, key=keys[1], dtype=dtype, **how)
+        keys = self.keys(key)
+        layers = Block(config, config.n_layer, keys[2])
+        super().__init__(config, layers, key=key, dtype=dtype, **how)
         shape = config.n_positions, config.n_embd
-        random = jax.random.normal(keys[2], shape)
+        random = jax.random.normal(keys[1], shape)
         self.position_embedding = nnx.Param(config.initializer_range * random)
         self.ln_f = Norm((config.n_embd,), config.layer_norm_epsilon)
 

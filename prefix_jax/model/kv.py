@@ -70,11 +70,12 @@ class KV:
         return self.lengths.max(0)
 
     @property
-    def positions(self) -> Int[Array, "1 S"]:
-        """Those that a window counts: they end where the text after it starts."""
-        return jnp.arange(self.position_offset - self.length, self.position_offset)[
-            None
-        ]
+    def positions(self) -> Int[Array, "#N S"]:
+        """Those that a window counts: the last real one is before the text's first."""
+        real = jnp.full(1, self.length)
+        if self.lengths is not None:
+            real = self.lengths.max(0)
+        return jnp.arange(self.length) - (real - self.offsets)[:, None]
 
     @property
     def mask(self) -> Bool[Array, "L N 1 S"] | None:

@@ -144,9 +144,8 @@ class Llama(Backbone):
         **how: Unpack[How],
     ):
         """Random f32 weights as training starts with; `dtype` is computed in."""
-        keys = jax.random.split(key)
-        layers = Block(config, config.n_layer, keys[0])
-        super().__init__(config, layers, key=keys[1], dtype=dtype, **how)
+        layers = Block(config, config.n_layer, self.keys(key)[2])
+        super().__init__(config, layers, key=key, dtype=dtype, **how)
         self.rope = config.rope
         self.ln_f = Norm((config.n_embd,), config.rms_norm_eps)
 

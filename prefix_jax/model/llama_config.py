@@ -1,6 +1,7 @@
 """Which model of the Llama family: Llama, Mistral, Qwen2, Qwen3, of any shape."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -28,6 +29,7 @@ _OURS = {
     "hidden_act": "activation_function",
 }
 """The shape's names for what the files call otherwise."""
+_THEIRS = {ours: name for name, ours in _OURS.items()}
 _DEFAULTS: dict[Kind, dict[str, object]] = {
     "llama": {},
     "mistral": {
@@ -68,7 +70,7 @@ _HARMLESS = {
     *("chunk_size_feed_forward", "model_type", "rope_theta", "rope_scaling"),
     *("use_sliding_window", "max_window_layers", "task_specific_params"),
     *("is_llama_config", "transformers.js_config", "finetuning_task", "max_length"),
-    *("tokenizer_class", "prefix", "use_mrope", "begin_suppress_tokens"),
+    *("tokenizer_class", "prefix", "begin_suppress_tokens", "attn_implementation"),
 }
 """Fields of files that change no logit, or are read where others are."""
 
@@ -107,7 +109,12 @@ class LlamaConfig(Shape):
     def __post_init__(self):
         for field, hint in hints(type(self)).items():
             if field != "rope":
-                check(field, getattr(self, field), hint)
+                check(_THEIRS.get(field, field), getattr(self, field), hint)
+        for name in _NOT_OF[self.model_type]:
+            if (value := getattr(self, name)) not in (None, False):
+                raise InputError(
+                    f"{name} is {shown(value)}; a {self.model_type} has none"
+                )
         activation(self.activation_function)
         if self.activation_function in PARAMETERS:
             raise InputError(
@@ -186,16 +193,17 @@ class LlamaConfig(Shape):
         values = dataclasses.asdict(self)
         values["rope_parameters"] = self.rope.fields()
         del values["rope"]
-        theirs = {ours: name for name, ours in _OURS.items()}
-        values = {theirs.get(name, name): value for name, value in values.items()}
+        values = {_THEIRS.get(name, name): value for name, value in values.items()}
         values["num_key_value_heads"] = self.kv_heads
         values["head_dim"] = self.head_width
-        if self.layer_types is None:
-            del values["layer_types"]
-        else:
-            values["layer_types"] = list(self.layer_types)
+        del values["layer_types"]
         if self.model_type.startswith("qwen"):
+            windows = self.windows or (math.inf,) * self.n_layer
             values["use_sliding_window"] = self.sliding_window is not None
+            values["layer_types"] = [
+                "sliding_attention" if size == self.sliding_window else "full_attention"
+                for size in windows
+            ]
         return values
 
     def variant(self) -> dict[str, object]:
@@ -232,7 +240,14 @@ class LlamaConfig(Shape):
             fields |= _QWEN_DEFAULTS
         for name in known_fields(kind) & values.keys():
             fields[_OURS.get(name, name)] = values[name]
-        rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
+        named = "rope_parameters", "rope_scaling"
+        both = [values[name] for name in named if values.get(name)]
+        if len(both) == 2 and both[0] != both[1]:
+            raise InputError(
+                f"rope_parameters is {shown(both[0])}, but rope_scaling is "
+                f"{shown(both[1])}; expected one of them"
+            )
+        rope = both[0] if both else {}
         if not isinstance(rope, Mapping):
             raise InputError(f"rope_parameters is {shown(rope)}; expected an object")
         if values.get("rope_theta") is not None:
@@ -262,7 +277,7 @@ def _check_known(kind: Kind, values: Mapping) -> None:
     if isinstance(types, list) and types == ["full_attention"] * len(types):
         del unknown["layer_types"]
     for name, value in unknown.items():
-        says_nothing = value is None or value is False or isinstance(value, str)
+        says_nothing = value is None or value is False or value == ""
         if not says_nothing and not name.startswith("_"):
             raise InputError(
                 f"{shown(name)} is {shown(value)}, which may change what a {kind} "

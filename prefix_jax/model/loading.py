@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import re
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Unpack, get_args
@@ -15,7 +16,8 @@ from prefix_jax.config import Dtype
 from prefix_jax.errors import InputError, closest, first_line, json_value, shortened
 from prefix_jax.model.backbone import Backbone, How
 from prefix_jax.model.families import shape_of
-from prefix_jax.model.gguf_files import SUFFIX, check_gguf, open_gguf
+from prefix_jax.model.gguf_files import SUFFIX, open_gguf
+from prefix_jax.model.gguf_header import read_header
 from prefix_jax.model.shape import Shape
 from prefix_jax.model.tensor_files import open_tensors, read_json
 from prefix_jax.model.weights import fill
@@ -123,9 +125,12 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerFast:
     """
     folder = _find(name, _TOKENIZER)
     if folder.is_file():
-        check_gguf(folder)
-        given = {"gguf_file": folder.name}
-        return _with_ends(folder, PreTrainedTokenizerFast, folder.parent, given)
+        read_header(folder)
+        # In a folder of its own: of files beside it, a tokenizer.json would be taken.
+        with tempfile.TemporaryDirectory() as alone:
+            (Path(alone) / folder.name).symlink_to(folder.absolute())
+            given = {"gguf_file": folder.name}
+            return _with_ends(folder, PreTrainedTokenizerFast, Path(alone), given)
     # Class and files are fixed here: those that the folder names are not looked for.
     new = {"tokenizer_file": folder / "tokenizer.json"}
     old = {"vocab_file": folder / "vocab.json", "merges_file": folder / "merges.txt"}

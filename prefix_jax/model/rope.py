@@ -42,7 +42,7 @@ class Rope:
     """`rope_parameters` of a `config.json`, with transformers' names and defaults."""
 
     rope_type: Literal["default", "linear", "llama3", "yarn"] = "default"
-    rope_theta: Above = 10_000.0
+    rope_theta: Annotated[float, Bounds(above=1)] = 10_000.0
     factor: Factor | None = None
     original_max_position_embeddings: Positive | None = None
     low_freq_factor: Above | None = None
@@ -72,10 +72,11 @@ class Rope:
                     f"rope_parameters.{field} is missing; rope_type "
                     f"{self.rope_type!r} needs it"
                 )
-        if self.rope_type == "llama3" and self.low_freq_factor == self.high_freq_factor:
+        low, high = self.low_freq_factor, self.high_freq_factor
+        if self.rope_type == "llama3" and low and high and low >= high:
             raise InputError(
-                "rope_parameters.low_freq_factor equals high_freq_factor; expected a "
-                "smaller one"
+                f"rope_parameters.low_freq_factor is {low}; expected less than "
+                f"high_freq_factor, {high}"
             )
 
     @classmethod

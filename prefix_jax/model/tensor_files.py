@@ -233,7 +233,7 @@ def _open_pickle(path: Path) -> dict[str, Stored]:
 def _conversion(folder: Path) -> str:
     """A command that adds safetensors to a folder, where torch is installed."""
     return (
-        'python -c "from transformers import GPT2LMHeadModel as M; '
+        'python -c "from transformers import AutoModelForCausalLM as M; '
         f"M.from_pretrained(r'{folder}').save_pretrained(r'{folder}')\""
     )
 

@@ -133,10 +133,10 @@ def _implied(config: Config, point: Values, sizes: bool) -> Values:
     if sizes and own is None and isinstance(size, int):
         implied["data.validation_limit"] = max(round(DEV_SHARE * size), 1)
 
-    def learner(values: Values) -> tuple[object, bool]:
+    def learner(values: Values) -> tuple[object, object]:
         method = values.get("train.method", config.train.method)
         kind = values.get("prefix.kind", config.prefix.kind)
-        return method, method == "prefix" and kind == "mlp"
+        return method, kind if method == "prefix" else None
 
     if "optim.learning_rate" not in point and learner(point) != learner({}):
         implied["optim.learning_rate"] = None

@@ -165,8 +165,10 @@ def _earlier(folder: Path, terms: Mapping[str, object]) -> Result | None:
     if not path.exists():
         return None
     found = read_json(path)
-    result = found.pop("result")
-    if found != json.loads(json.dumps(terms)):  # JSON has no tuples
+    result = found.pop("result", None)
+    if not isinstance(result, dict) or found != json.loads(
+        json.dumps(terms)
+    ):  # JSON has no tuples
         return None
     numbers = {  # null stands for what is not finite
         name: math.nan if value is None else value

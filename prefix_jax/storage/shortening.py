@@ -39,7 +39,7 @@ def shorten_prefix(
         metadata,
         length=length,
         layer_lengths=lengths,
-        backbone_config=metadata.backbone_config or shape.fields(),
+        backbone_config=metadata.backbone_config,
         scores=None,
         recipe={**recipe, "shortened": {"from": len(tensor), "to": length}},
     )

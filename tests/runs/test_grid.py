@@ -52,7 +52,7 @@ def test_where_no_prefix_is_trained_its_settings_make_no_cells():
     ("grid", "rate"),
     [
         ({"train.method": "prefix", "prefix.length": 3}, 0.2),
-        ({"prefix.kind": "embedding"}, 0.2),
+        ({"prefix.kind": "embedding"}, 0.1),
         ({"prefix.kind": "mlp"}, 1e-3),
         ({"train.method": "full"}, 1e-3),
         ({"train.method": "top2", "optim.learning_rate": 0.3}, 0.3),
