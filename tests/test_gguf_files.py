@@ -198,7 +198,7 @@ def test_another_architecture_is_refused(model, tmp_path):
     path = write(tmp_path / "a.gguf", model)
     kind = model.config.model_type.encode()
     path.write_bytes(path.read_bytes().replace(kind, b"x" * len(kind)))
-    with pytest.raises(InputError, match="its architecture is 'x+'; expected llama"):
+    with pytest.raises(InputError, match=r"its architecture is 'x+'; expected llama"):
         open_gguf(path)
 
 
