@@ -4,12 +4,12 @@
     prefix-jax train configs/e2e_smollm2.py --data.path FOLDER --workdir runs/smollm2
 
 FOLDER holds the official files: trainset.csv, devset.csv, testset_w_refs.csv. It learns
-from 500 of the examples. On two CPU cores that other work shared, after 80 steps of some 11
-examples: validation loss 2.503 before and 1.348 after, in 13 minutes (a step takes 2.5 s
-where nothing else runs). Before and after, of "name : The Mill | Type : coffee shop | food :
-Chinese | price : high | area : city centre | near : The Sorrento":
+from 500 of the examples. On two CPU cores that other work shared, after 80 steps of
+some 11 examples: validation loss 2.503 before and 1.348 after, in 13 minutes (a step
+takes 2.5 s where nothing else runs). Of "name : The Mill | Type : coffee shop | food :
+Chinese | price : high | area : city centre | near : The Sorrento", before and after:
 
-    assistant I'm so glad you're enjoying the shop. I'm sure they have a lot of great ...
+    assistant I'm so glad you're enjoying the shop. I'm sure they have a lot of ...
     The Mill is a high priced Chinese coffee shop in the city centre near The Sorrento.
 """
 
