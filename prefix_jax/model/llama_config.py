@@ -301,3 +301,21 @@ def _settle_windows(kind: Kind, given: Mapping, fields: dict[str, Any]) -> None:
             "sliding_attention" if layer >= first else "full_attention"
             for layer in range(layers)
         )
+
+
+RELEASED = {
+    "smollm2-135m": LlamaConfig(
+        vocab_size=49152,
+        n_positions=8192,
+        n_embd=576,
+        n_inner=1536,
+        n_layer=30,
+        n_head=9,
+        num_key_value_heads=3,
+        head_dim=64,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=True,
+        rope=Rope(rope_theta=100_000.0),
+    ),
+}
+"""What the files of models say that come in packages, by their names here."""

@@ -16,8 +16,7 @@ from prefix_jax.learning.split import Params, split
 from prefix_jax.learning.step import TrainState, init_train_state
 from prefix_jax.mesh import by_rows, layout
 from prefix_jax.model.backbone import Backbone
-from prefix_jax.model.families import random_backbone
-from prefix_jax.model.gpt2_config import RELEASED
+from prefix_jax.model.families import RELEASED, random_backbone
 from prefix_jax.model.loading import load_config
 from prefix_jax.model.prefix import init_prefix
 from prefix_jax.model.shape import Shape
@@ -27,7 +26,7 @@ Batch = Mapping[str, jax.ShapeDtypeStruct]
 
 
 def backbone_config(name: str) -> Shape:
-    """Of OpenAI's GPT-2s without a look at any file, else as `load_config`."""
+    """Of models that are known by name without a look at any file, else of those."""
     return RELEASED.get(name) or load_config(name)
 
 
