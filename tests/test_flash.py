@@ -337,7 +337,10 @@ def kinds(backbone):
         ),
         "windows": (
             None,
-            {"variant": FAMILIES["llama"] | {"sliding_window": 9}},
+            {
+                "variant": FAMILIES["llama"]
+                | {"model_type": "mistral", "sliding_window": 9}
+            },
         ),
     }
 
