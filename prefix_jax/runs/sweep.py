@@ -17,7 +17,7 @@ from rich.console import Console
 
 from prefix_jax.config import Config
 from prefix_jax.data_config import Split
-from prefix_jax.errors import InputError
+from prefix_jax.errors import InputError, shown
 from prefix_jax.model.tensor_files import read_json
 from prefix_jax.runs.evaluate import check_limit
 from prefix_jax.runs.grid import Cell, make_cells
@@ -79,6 +79,7 @@ def sweep(
         console.print(f"{len(cells):,} cells", highlight=False)
         return []
     check_folder(workdir)
+    _check_recipe(workdir, config)
     loaded = prepare(config)
     results: list[tuple[Cell, Result]] = []
     for number, cell in enumerate(cells, 1):
@@ -94,7 +95,7 @@ def sweep(
             )
             return None
         results.append((cell, result))
-        _write(workdir, split, limit, len(cells), results)
+        _write(workdir, config, split, limit, len(cells), results)
     points = summarise(results)
     print_summary(points, split, console)
     for cell, result in results:
@@ -177,14 +178,36 @@ def _earlier(folder: Path, terms: Mapping[str, object]) -> Result | None:
     return Result(numbers, **result)
 
 
+def _check_recipe(workdir: Path, config: Config) -> None:
+    """InputError where the folder holds the sweep of another recipe."""
+    path = workdir / "sweep.json"
+    there = read_json(path).get("recipe") if path.exists() else None
+    here = json.loads(json.dumps(config.to_dict()))  # JSON has no tuples
+    if not isinstance(there, dict) or there == here:
+        return
+    differing = [
+        f"{section}.{name}: {shown(fields.get(name))} there, {shown(value)} here"
+        for section, values in here.items()
+        for name, value in values.items()
+        if isinstance(fields := there.get(section, {}), dict)
+        and fields.get(name) != value
+    ]
+    raise InputError(
+        f"{workdir} holds the sweep of another recipe ({'; '.join(differing[:4])}); "
+        "give another --workdir, or the same recipe"
+    )
+
+
 def _write(
     workdir: Path,
+    config: Config,
     split: Split,
     limit: int | None,
     planned: int,
     results: Sequence[tuple[Cell, Result]],
 ) -> None:
     record = {
+        "recipe": config.to_dict(),
         "split": split,
         "limit": limit,
         "planned": planned,

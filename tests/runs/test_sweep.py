@@ -8,6 +8,7 @@ import pytest
 
 import prefix_jax.runs.prepare as prepare_module
 import prefix_jax.runs.sweep as sweep_module
+from prefix_jax.errors import InputError
 from prefix_jax.runs.grid import make_cells
 from prefix_jax.runs.record import read_record
 from prefix_jax.runs.sweep import sweep
@@ -143,3 +144,13 @@ def test_a_cell_that_fails_costs_no_other(short, tmp_path, capsys):
     assert done["failed"] is None
     # All of a small validation split is read each time.
     assert done["numbers"]["loss"] == done["numbers"]["validation_loss"]
+
+
+def test_another_recipe_is_kept_out(swept, short, capsys):
+    """What is there stays; another grid of the same recipe may go on."""
+    workdir, _, _ = swept
+    before = (workdir / "sweep.json").read_text()
+    other = short.replaced({"train.steps": 3})
+    with pytest.raises(InputError, match=r"another recipe \(train.steps: 2 there, 3"):
+        sweep(other, workdir, grid={"prefix.length": (1,)}, console=quiet())
+    assert (workdir / "sweep.json").read_text() == before
