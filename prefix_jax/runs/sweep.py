@@ -120,6 +120,7 @@ def _run(
     """What the cell found, now or earlier; None if it was interrupted."""
     try:
         setup = setup_of(config.replaced(cell.overrides))
+        _check_size(setup)
         terms = _terms(setup, split, limit)
         if (earlier := _earlier(folder, terms)) is not None:
             console.print("done already", highlight=False)
@@ -146,6 +147,17 @@ def _run(
     except _FAILURES as error:
         console.print(f"failed: {error}", highlight=False, markup=False)
         return Result({}, failed=str(error))
+
+
+def _check_size(setup: Setup) -> None:
+    """InputError where a subsample would be the whole split, under another name."""
+    data, train = setup.config.data, setup.rows("train")
+    there = len(train.examples or train.rows)
+    if data.limit and there < data.limit and data.overflow != "drop":
+        raise InputError(
+            f"data.limit is {data.limit}, but the training split has {there}; give "
+            "smaller --sizes"
+        )
 
 
 def _terms(setup: Setup, split: Split, limit: int | None) -> dict[str, object]:

@@ -154,3 +154,10 @@ def test_another_recipe_is_kept_out(swept, short, capsys):
     with pytest.raises(InputError, match=r"another recipe \(train.steps: 2 there, 3"):
         sweep(other, workdir, grid={"prefix.length": (1,)}, console=quiet())
     assert (workdir / "sweep.json").read_text() == before
+
+
+def test_a_subsample_larger_than_the_split_is_refused(short, tmp_path):
+    points = sweep(short, tmp_path, sizes=(10**6,), subsamples=1, console=quiet())
+    assert points is not None and points[0].failed == 1
+    record = json.loads((tmp_path / "sweep.json").read_text())
+    assert "data.limit is 1000000" in record["cells"][0]["failed"]
