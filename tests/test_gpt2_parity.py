@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from parity import ROWS, TOKENS, VOCABULARY, on_one_thread, padded_batch
 
 from prefix_jax.model.activations import ACTIVATIONS, PARAMETERS, activation
 from prefix_jax.model.kv import KV
@@ -24,7 +25,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 SHAPE = {
-    "vocab_size": 97,
+    "vocab_size": VOCABULARY,
     "n_positions": 24,
     "n_embd": 24,
     "n_layer": 3,
@@ -52,7 +53,10 @@ VARIANTS = {
     "one head": {"n_head": 1},
     "one layer": {"n_layer": 1},
 }
-ROWS, TOKENS, PREFIX = 3, 11, 4
+PREFIX = 4
+
+one_thread = pytest.fixture(scope="module", autouse=True)(on_one_thread)
+batch = pytest.fixture(scope="module")(padded_batch)
 
 
 def torch_model(seed=0, **variant):
@@ -79,27 +83,6 @@ def exact(model):
 def ours(model, folder, **options):
     model.save_pretrained(folder)
     return load_backbone(folder, **options)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Matrices this small are slower on more."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def batch():
-    """One row whole, one padded on the right, one on the left with its positions."""
-    rng = np.random.default_rng(0)
-    tokens = rng.integers(0, SHAPE["vocab_size"], (ROWS, TOKENS))
-    mask = np.ones((ROWS, TOKENS), bool)
-    mask[1, -4:] = False
-    mask[2, :5] = False
-    positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)
-    return tokens, mask, positions
 
 
 def prefix_of(model, rows=1, seed=1):

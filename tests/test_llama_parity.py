@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from parity import ROWS, VOCABULARY, on_one_thread, padded_batch
 
 from prefix_jax.model.kv import KV
 from prefix_jax.model.loading import load_backbone
@@ -20,7 +21,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 SHAPE = {
-    "vocab_size": 97,
+    "vocab_size": VOCABULARY,
     "hidden_size": 24,
     "intermediate_size": 40,
     "num_hidden_layers": 3,
@@ -87,28 +88,10 @@ VARIANTS = {
         },
     ),
 }
-ROWS, TOKENS, PREFIX = 3, 11, 4
+PREFIX = 4
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Matrices this small are slower on more."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def batch():
-    """One row whole, one padded on the right, one on the left with its positions."""
-    rng = np.random.default_rng(0)
-    tokens = rng.integers(0, SHAPE["vocab_size"], (ROWS, TOKENS))
-    mask = np.ones((ROWS, TOKENS), bool)
-    mask[1, -4:] = False
-    mask[2, :5] = False
-    positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)
-    return tokens, mask, positions
+one_thread = pytest.fixture(scope="module", autouse=True)(on_one_thread)
+batch = pytest.fixture(scope="module")(padded_batch)
 
 
 @pytest.fixture(scope="module", params=VARIANTS)

@@ -85,16 +85,15 @@ def open_gguf(path: Path) -> Model:
         )
     header = read_header(path)
     try:
-        config = _config(header.values, header.tensors, path, header.start)
+        config = _config(path, header)
         return Model(config, _tensors(path, header, config))
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
 
 
-def _config(
-    values: Mapping[str, Any], tensors: Mapping[str, Tensor], path: Path, start: int
-) -> dict[str, object]:
+def _config(path: Path, header: Header) -> dict[str, object]:
     """What a `config.json` would say."""
+    values, tensors = header.values, header.tensors
     kind = values.get("general.architecture")
     if kind not in _ARCHITECTURES:
         raise InputError(
@@ -134,7 +133,7 @@ def _config(
         config["use_sliding_window"] = "sliding_window" in config
     slower = None
     if _FREQUENCIES in tensors:
-        slower = _reading(path, _FREQUENCIES, tensors[_FREQUENCIES], start)()
+        slower = _reading(path, _FREQUENCIES, tensors[_FREQUENCIES], header.start)()
     config["rope_parameters"] = _rope(own, slower, config["head_dim"])
     config["tie_word_embeddings"] = "output.weight" not in tensors
     for name, bias in (("attention_bias", "attn_output"), ("mlp_bias", "ffn_up")):
