@@ -48,6 +48,9 @@ class DataConfig(Section):
     labels: tuple[str, ...] = ()
     """`RAW=WORDS` for each class: what the target column says, and the words that the
     model writes for it, such as `0=negative` `1=positive`. `classification` only."""
+    separator: str | None = None
+    """Text between source and target, one token, such as a line break. None: the
+    tokenizer's begin token, which for a chat model is a mark of its own."""
     max_length: Annotated[int, Bounds(least=SHORTEST_ROW, most=1_000_000)] = 256
     """Tokens of source, separator, target and end together."""
     max_target_length: Size | None = None
@@ -83,6 +86,11 @@ class DataConfig(Section):
             raise InputError(
                 f'data.pack is {self.pack} but data.task is "{self.task}", whose rows '
                 "of data.max_length tokens are full; leave data.pack out"
+            )
+        if self.separator is not None and self.task == "language_modelling":
+            raise InputError(
+                f"data.separator is {self.separator!r} but data.task is "
+                f'"{self.task}", which has no source before a target; leave it out'
             )
         for name in ("prefix_column", "subset_column"):
             column = getattr(self, name)

@@ -18,6 +18,8 @@ from prefix_jax.prefix_config import PrefixConfig
 from prefix_jax.runs.generate import open_writer
 from prefix_jax.runs.prompts import Line, check_lines, read_prompts
 from prefix_jax.storage.artifact import save_prefix
+from prefix_jax.storage.card import card
+from prefix_jax.storage.metadata import read_metadata
 
 DECODE = DecodeConfig(max_new_tokens=6)
 MEANING = "name[Mill], area[riverside]"
@@ -54,15 +56,24 @@ def store(tmp_path, backbone, prefix, model_folder):
 
 
 @pytest.fixture
-def expected(backbone, tokenizer, prefix):
-    """What the prefix writes after text, or after a source and the separator."""
+def write_after(backbone, tokenizer, prefix):
+    """What the prefix writes after a prompt, text or tokens."""
 
-    def decode(text, is_source):
-        prompt = encode_prompts([text], tokenizer)[0] if is_source else text
+    def decode(prompt):
         [written] = generate(
             backbone, tokenizer, [prompt], prefix=prefix, decode=DECODE
         )
         return [written.strip()]
+
+    return decode
+
+
+@pytest.fixture
+def expected(tokenizer, write_after):
+    """What the prefix writes after text, or after a source and the separator."""
+
+    def decode(text, is_source):
+        return write_after(encode_prompts([text], tokenizer)[0] if is_source else text)
 
     return decode
 
@@ -82,6 +93,17 @@ def test_a_prefix_says_what_its_prompts_are(store, expected):
         write(["name[Mill], area"], prefix=folder, decode=DECODE)
     as_text = write([MEANING], prefix=folder, task="language_modelling", decode=DECODE)
     assert as_text == text
+
+
+def test_prompts_have_the_separator_of_the_training(store, tokenizer, write_after):
+    recipe = {"data": {"separator": "\n"}}
+    folder = store(task="table_to_text", recipe=recipe)
+    [prompt] = encode_prompts(["Mill"], tokenizer, "\n")
+    assert write(["Mill"], prefix=folder, decode=DECODE) == write_after(prompt)
+    assert r"`'\n'` after it" in card(read_metadata(folder), None, 0)
+    folder = store(task="table_to_text", recipe={"data": {"separator": 5}})
+    with pytest.raises(InputError, match=r"data\.separator is 5"):
+        write(["Mill"], prefix=folder, decode=DECODE)
 
 
 def test_the_record_of_a_later_version_does_no_harm(store, expected):

@@ -61,6 +61,27 @@ def test_row_layout(tokenizer, examples):
         assert encoded_prompt.dtype == np.int32
 
 
+def test_another_separator(tokenizer, examples):
+    """A text of one token stands where the begin token stood, and there only."""
+    usual = encode_examples(examples, tokenizer, DataConfig()).rows
+    lines = encode_examples(examples, tokenizer, DataConfig(separator="\n")).rows
+    for before, after in zip(usual, lines, strict=True):
+        place = before.loss_mask.argmax() - 1
+        assert before.loss_mask.tolist() == after.loss_mask.tolist()
+        assert np.delete(before.tokens, place).tolist() == (
+            np.delete(after.tokens, place).tolist()
+        )
+        assert tokenizer.decode(after.tokens[place]) == "\n"
+    source = examples[0].source
+    (prompt,) = encode_prompts([source], tokenizer, "\n")
+    assert tokenizer.decode(prompt) == f" {source}\n"
+    for many in ("", "two words"):
+        with pytest.raises(InputError, match=r"data\.separator .* tokens"):
+            encode_prompts([source], tokenizer, many)
+    with pytest.raises(InputError, match=r"data\.separator .*language_modelling"):
+        DataConfig(task="language_modelling", separator="\n")
+
+
 def test_text_comes_back(tokenizer, examples):
     """Also a separator that stands in the text itself is text."""
     for row in encode_examples(examples, tokenizer, DataConfig()).rows:

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Int32
 from transformers import PreTrainedTokenizerFast
 
-from prefix_jax.data.tokens import Row, encode_texts, separators
+from prefix_jax.data.tokens import Row, encode_texts, end_token
 from prefix_jax.errors import InputError
 
 _BATCH = 1_000_000  # characters tokenised at a time
@@ -52,8 +52,7 @@ def _token_stream(
     documents: Iterable[str], tokenizer: PreTrainedTokenizerFast
 ) -> Iterator[Int32[np.ndarray, "_"]]:
     """Tokens of all documents in order with eos after each, a batch of text a time."""
-    _, eos = separators(tokenizer)
-    end = np.array([eos], np.int32)
+    end = np.array([end_token(tokenizer)], np.int32)
     pieces: list[str] = []
     ends: list[bool] = []
     size = 0

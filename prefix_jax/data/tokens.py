@@ -22,7 +22,8 @@ _TEXTS_AT_A_TIME = 2000
 class Row:
     """One training sequence: " {source}", separator, " {target}", end.
 
-    Separator and end are the tokenizer's bos and eos. A target that was cut short has
+    The separator is one token, as `DataConfig.separator` says, or the tokenizer's bos;
+    the end is its eos. A target that was cut short has
     no end token: the model should not learn to stop there. Nor has the label of a
     class, of which nothing but its words is scored.
     """
@@ -110,7 +111,8 @@ def encode_examples(
     """
     if not examples:
         raise InputError("there are no examples to encode; expected at least one")
-    bos, eos = separators(tokenizer)
+    separator = separator_token(tokenizer, config.separator)
+    eos = end_token(tokenizer)
     classes = config.task == "classification"
     if classes:
         encode_labels([*label_words(config.labels).values()], tokenizer)  # checks them
@@ -139,7 +141,7 @@ def encode_examples(
         if len(source) + len(target) > most:
             source = source[: most - len(target)]
             truncated_sources += 1
-        tokens = np.concatenate([source, [bos], target, end]).astype(np.int32)
+        tokens = np.concatenate([source, [separator], target, end]).astype(np.int32)
         rows.append(Row(tokens, np.arange(len(tokens)) > len(source), prefix))
         kept[owners[number]] = examples[owners[number]]
 
@@ -187,17 +189,20 @@ def encode_labels(
 
 
 def encode_prompts(
-    sources: Sequence[str], tokenizer: PreTrainedTokenizerFast
+    sources: Sequence[str],
+    tokenizer: PreTrainedTokenizerFast,
+    separator: str | None = None,
 ) -> list[Int32[np.ndarray, "_"]]:
     """What stands before the target in a Row: " {source}" and the separator.
 
     It is what a prefix that was trained for a task expects, and `generate` takes it: a
-    text alone would be continued. (The separator is a token, which no text can name.)
-    Prompts are never cut; `truncate_prompts` does that.
+    text alone would be continued. `separator` is `DataConfig.separator` of the training
+    (None: the tokenizer's bos, a token that no text can name). Prompts are never cut;
+    `truncate_prompts` does that. Raises InputError as `separator_token`.
     """
-    bos, _ = separators(tokenizer)
+    token = np.int32(separator_token(tokenizer, separator))
     encoded = _encode_distinct(sources, tokenizer)
-    return [np.append(encoded[source], np.int32(bos)) for source in sources]
+    return [np.append(encoded[source], token) for source in sources]
 
 
 def truncate_prompts(
@@ -221,15 +226,34 @@ def truncate_prompts(
     return cut, sum(len(prompt) > room for prompt in prompts)
 
 
-def separators(tokenizer: PreTrainedTokenizerFast) -> tuple[int, int]:
-    """Ids of the tokenizer's bos (between source and target) and eos."""
-    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    if not isinstance(bos, int) or not isinstance(eos, int):
+def separator_token(
+    tokenizer: PreTrainedTokenizerFast, separator: str | None = None
+) -> int:
+    """Id of the token between source and target: of `separator`, or None: the bos.
+
+    Raises InputError where a separator is not exactly one token.
+    """
+    if separator is None:
+        return _special(tokenizer, "bos_token")
+    (tokens,) = encode_texts([separator], tokenizer)
+    if len(tokens) != 1:
         raise InputError(
-            "the tokenizer has no bos_token or no eos_token; set both, "
-            f'for GPT-2 to "{END}"'
+            f"data.separator {separator!r} is {len(tokens)} tokens to this tokenizer; "
+            "expected text of one, such as a line break, or None for its begin token"
         )
-    return bos, eos
+    return int(tokens[0])
+
+
+def end_token(tokenizer: PreTrainedTokenizerFast) -> int:
+    """Id of the tokenizer's eos, which ends a target."""
+    return _special(tokenizer, "eos_token")
+
+
+def _special(tokenizer: PreTrainedTokenizerFast, name: str) -> int:
+    token = getattr(tokenizer, f"{name}_id")
+    if not isinstance(token, int):
+        raise InputError(f'the tokenizer has no {name}; set it, for GPT-2 to "{END}"')
+    return token
 
 
 def encode_texts(

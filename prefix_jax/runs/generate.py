@@ -11,6 +11,7 @@ from jaxtyping import Int32
 from numpy import ndarray
 from transformers import PreTrainedTokenizerFast
 
+from prefix_jax.checks import check
 from prefix_jax.config import DecodeConfig
 from prefix_jax.data.e2e import linearise
 from prefix_jax.data.tokens import encode_prompts, encode_texts
@@ -35,6 +36,8 @@ class Kind(NamedTuple):
     task: Task
     e2e: bool = False
     """E2E's meaning representations are linearised, as in training."""
+    separator: str | None = None
+    """What stood between source and target; None: the tokenizer's begin token."""
     labels: tuple[str, ...] = ()
     """`RAW=WORDS` of each class, in classification."""
     score: ScoreConfig = ScoreConfig()
@@ -122,6 +125,7 @@ class Writer:
                 prefix=self.prefixes,
                 prefix_ids=None if ids is None else ids[own],
                 score=kind.score,
+                separator=kind.separator,
                 batch_size=batch_size,
             )
             for number, row in zip(own, probabilities.tolist(), strict=True):
@@ -172,7 +176,7 @@ class Writer:
             return encode_texts([prompt], self.tokenizer)[0]
         if kind.e2e and "[" in prompt:  # what has been linearised has no bracket
             prompt = linearise(prompt)
-        return encode_prompts([prompt], self.tokenizer)[0]
+        return encode_prompts([prompt], self.tokenizer, kind.separator)[0]
 
 
 def open_writer(
@@ -229,17 +233,16 @@ def _recorded_kind(
             f"the prefix in {folder} was trained for the task {asked!r}; this version "
             f"of prefix_jax knows {', '.join(known)}: say which is meant with --task"
         )
-    kind = Kind(known[asked], bool(record.e2e))
+    separator = record.recorded("data.separator")
+    check(f"{folder}: data.separator", separator, str | None)
+    kind = Kind(known[asked], bool(record.e2e), separator)
     if kind.task == "classification":
-        recipe = record.recipe or {}
-        # Of the recipe only this is read: the rest may be of a later version.
-        own = recipe.get("data", {}).get("labels", ())
-        score = recipe.get("score", {})
+        own = record.recorded("data.labels", ())
         kind = kind._replace(
             labels=labels or tuple(own),
             score=ScoreConfig(
-                label_likelihood=score.get("label_likelihood", "sum"),
-                content_free=tuple(score.get("content_free", ())),
+                label_likelihood=record.recorded("score.label_likelihood", "sum"),
+                content_free=tuple(record.recorded("score.content_free", ())),
             ),
         )
     elif labels:

@@ -23,7 +23,7 @@ from prefix_jax.data.tasks import (
     load_documents,
     load_examples,
 )
-from prefix_jax.data.tokens import Row, encode_examples, separators, text_room
+from prefix_jax.data.tokens import Row, encode_examples, end_token, text_room
 from prefix_jax.data_config import DataConfig, Split
 from prefix_jax.distributed import check_alike
 from prefix_jax.errors import InputError
@@ -92,8 +92,7 @@ class Setup:
     @property
     def pad_id(self) -> int:
         """Any token would do: padding is masked."""
-        _, end = separators(self.tokenizer)
-        return end
+        return end_token(self.tokenizer)
 
     def rows(
         self, split: Split, prefixes: Sequence[str] = (), limit: int | None = None

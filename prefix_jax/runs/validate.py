@@ -214,12 +214,14 @@ def _fitting(
     setup: Setup, group: Sequence[Example], room: int
 ) -> tuple[Sequence[Example], list[Int32[np.ndarray, "_"]]]:
     """The examples to decode and their prompts, some to be cut to `room` tokens."""
-    prompts = encode_prompts([example.source for example in group], setup.tokenizer)
-    overflow = setup.config.data.overflow
+    data = setup.config.data
+    prompts = encode_prompts(
+        [example.source for example in group], setup.tokenizer, data.separator
+    )
     fits = [len(prompt) <= room for prompt in prompts]
-    if room < 1 or all(fits) or overflow == "truncate_source":
+    if room < 1 or all(fits) or data.overflow == "truncate_source":
         return group, prompts
-    if overflow == "error":
+    if data.overflow == "error":
         source = group[fits.index(False)].source
         raise InputError(
             f'the source "{textwrap.shorten(source, 80)}" has '
@@ -236,12 +238,13 @@ def _fitting(
 def _classify_each(setup, backbone, bank, groups, progress) -> list[Written]:
     """The likeliest label of every example; over-long sources lose their end."""
     config, tokenizer = setup.config, setup.tokenizer
+    separator = config.data.separator
     words = [*label_words(config.data.labels).values()]
     longest = max(len(label) for label in encode_labels(words, tokenizer))
     prompts, cuts = [], []
     for group in groups:
         kept, cut = truncate_prompts(
-            encode_prompts([example.source for example in group], tokenizer),
+            encode_prompts([example.source for example in group], tokenizer, separator),
             config.data.max_length - 1 - longest,  # a row keeps a place for the end
         )
         prompts += kept
@@ -255,6 +258,7 @@ def _classify_each(setup, backbone, bank, groups, progress) -> list[Written]:
         prefix=bank,
         prefix_ids=None if bank is None else ids,
         score=config.score,
+        separator=separator,
         batch_size=config.train.batch_size,
         mesh=setup.mesh,
         progress=progress,

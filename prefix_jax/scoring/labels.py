@@ -33,6 +33,7 @@ def label_probabilities(
     prefix: KV | None = None,
     prefix_ids: Sequence[int] | Int[np.ndarray, "_"] | None = None,
     score: ScoreConfig = ScoreConfig(),
+    separator: str | None = None,
     batch_size: int = 32,
     mesh: Mesh | None = None,
     progress: Callable[[int], None] = lambda done: None,
@@ -41,8 +42,9 @@ def label_probabilities(
 
     Prompts are tokens as `data.tokens.encode_prompts` makes them; `prefix_ids` says
     which prefix of a bank is each prompt's. Where `score.content_free` has texts, each
-    prefix is calibrated by what it says of them. `progress` hears how many prompts are
-    done. Raises InputError as `encode_labels` and `log_likelihoods`.
+    prefix is calibrated by what it says after them and the `separator` of the prompts.
+    `progress` hears how many prompts are done.
+    Raises InputError as `encode_labels` and `log_likelihoods`.
     """
     labels = encode_labels(words, tokenizer)
     lengths = np.array([len(label) for label in labels])
@@ -65,7 +67,7 @@ def label_probabilities(
     found = likelihoods(prompts, ids, progress)
     if not score.content_free:
         return normalised(found)
-    free = encode_prompts(score.content_free, tokenizer)
+    free = encode_prompts(score.content_free, tokenizer, separator)
     of_free = likelihoods(
         free * number, np.repeat(np.arange(number), len(free)), lambda done: None
     ).reshape(number, len(free), len(words))

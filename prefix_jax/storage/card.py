@@ -112,9 +112,11 @@ def _prompts(metadata: Metadata) -> str:
         words = "data.labels of the recipe below"
         what = f"the likeliest of the words in {words}, a space before them, is the "
         what += "label."
+    separator = metadata.recorded("data.separator")
+    after = "the tokenizer's begin token" if separator is None else f"`{separator!r}`"
     return (
-        f"A prompt is a source,{linearised} with a space before it and the tokenizer's "
-        f"begin token after it; {what} (In Python `pj.encode_prompts` makes prompts "
+        f"A prompt is a source,{linearised} with a space before it and {after} "
+        f"after it; {what} (In Python `pj.encode_prompts` makes prompts "
         "for `pj.generate`; on the command line `generate` does so by itself.)"
     )
 

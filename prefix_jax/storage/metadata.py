@@ -83,6 +83,15 @@ class Metadata:
             )
         return "; ".join(reasons) or None
 
+    def recorded(self, name: str, default: Any = None) -> Any:
+        """A value of the recipe, such as `data.labels`; `default` where there is none.
+
+        The rest of the recipe is not read: it may be of a later version.
+        """
+        section, _, field = name.partition(".")
+        fields = (self.recipe or {}).get(section)
+        return fields.get(field, default) if isinstance(fields, dict) else default
+
     @property
     def tensors(self) -> str:
         """Name of the file that holds its tensor."""
