@@ -27,11 +27,14 @@ config = Config(
     backbone=BackboneConfig(name="smollm2-135m"),
     prefix=PrefixConfig(init="examples", length=40),
     data=DataConfig(
-        source="e2e", max_length=160, limit=500, validation_limit=100, pack=128
+        source="e2e",
+        separator="\n",
+        max_length=160,
+        limit=500,
+        validation_limit=30,
+        pack=128,
     ),
     optim=OptimConfig(learning_rate=0.02),
-    train=TrainConfig(
-        steps=80, batch_size=5, eval_every=20, eval_batches=10, samples=3
-    ),
+    train=TrainConfig(steps=80, batch_size=5, eval_every=20, samples=3),
     decode=DecodeConfig(max_new_tokens=80, batch_size=64),
 )
