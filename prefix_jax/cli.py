@@ -44,7 +44,7 @@ COMMANDS = {
     "train": "prefix_jax.cli_recipes:train",
     "evaluate": "prefix_jax.cli_recipes:evaluate",
     "compare": "prefix_jax.cli_recipes:compare",
-    "sweep": "prefix_jax.cli_recipes:sweep",
+    "sweep": "prefix_jax.cli_sweep:sweep",
     "compile": "prefix_jax.cli_recipes:compile_",
     "report": "prefix_jax.cli_recipes:report",
     "generate": "prefix_jax.cli_prefixes:generate",

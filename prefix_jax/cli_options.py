@@ -10,8 +10,8 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 
-from prefix_jax.checks import choices, describe, is_tuple
-from prefix_jax.config import Config
+from prefix_jax.checks import choices, describe, is_tuple, words
+from prefix_jax.config import FIELDS, Config
 from prefix_jax.errors import InputError, closest
 from prefix_jax.recipe import load_recipe
 
@@ -91,6 +91,19 @@ def _sections(config: Config) -> dict:
     return {
         field.name: getattr(config, field.name) for field in dataclasses.fields(Config)
     }
+
+
+def options_of(values: Mapping[str, object]) -> list[str]:
+    """The words of a command line that give a recipe's fields these values, by name."""
+    return [word for item in values.items() for word in _option(*item)]
+
+
+def _option(field: str, value: object) -> list[str]:
+    option = field.replace("_", "-")
+    if FIELDS[field] is bool:
+        section, _, name = option.partition(".")
+        return [f"--{option}" if value else f"--{section}.no-{name}"]
+    return [f"--{option}", *words(value)]
 
 
 def parse_value(field: str, hint: Any, value: str, program: str) -> object:

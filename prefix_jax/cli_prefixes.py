@@ -43,6 +43,9 @@ class Generate:
     the prefix learned; text to continue, if it does not say."""
     labels: tuple[str, ...] = ()
     """RAW=WORDS for each class, in classification; (): as the prefix learned."""
+    content_free: tuple[str, ...] | None = None
+    """Texts that say nothing, such as "N/A", to calibrate a classification by. None: as
+    in the prefix's recipe (score.content_free); (): by none."""
     json: bool = False
     """Write JSON lines: prompt, prefix, text, log_prob (nats), one for each text; in
     classification prompt, prefix, label, probabilities."""
@@ -160,7 +163,13 @@ def generate(arguments: list[str]) -> int:
         for number, prompt in enumerate(options.prompts, 1)
     ] or read_prompts(options.file)
     check_lines(lines, list(named_folders(options.prefix)))  # before anything is loaded
-    writer = open_writer(options.prefix, options.backbone, options.task, options.labels)
+    writer = open_writer(
+        options.prefix,
+        options.backbone,
+        options.task,
+        options.labels,
+        options.content_free,
+    )
     decode = options.decode
     if writer.classifies:
         if options.stream:

@@ -1,26 +1,27 @@
-"""Commands that take a recipe: train, evaluate, compare, sweep, compile; `report`."""
+"""Commands that take a recipe: train, evaluate, compare, compile; and `report`."""
 
 import dataclasses
 import os
 import shlex
-from collections.abc import Sequence
+import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from prefix_jax.checks import Positive, Seed
 from prefix_jax.cli_options import (
     asks_for_help,
     config_of,
     parse,
-    parse_value,
     with_recipe,
 )
-from prefix_jax.config import FIELDS, Config
-from prefix_jax.distributed import ClusterConfig, check_alone, joined
-from prefix_jax.errors import InputError, closest
+from prefix_jax.config import Config
+from prefix_jax.distributed import ClusterConfig, check_alone, is_first, joined
+from prefix_jax.errors import InputError
 from prefix_jax.runs.interrupt import stopped_status
+
+if TYPE_CHECKING:
+    pass
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,38 +85,6 @@ class Compare(Config):
 
 
 @dataclasses.dataclass(frozen=True)
-class Sweep(Config):
-    """Train and score a recipe over a grid of settings; tabulate mean and spread.
-
-    The same command again goes on where it stopped. For example, what the paper does
-    with little data:
-
-    prefix-jax sweep configs/e2e_tiny.py --data.path DIR --sizes 50 100 200 500
-    --subsamples 5 --seeds 101 102 --grid train.method prefix full --train.patience 3
-    """
-
-    workdir: Path = Path("runs/sweep")
-    """Folder with one run for each cell, sweep.json and sweep.png."""
-    grid: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()
-    """FIELD VALUE ...: any setting of a recipe, such as prefix.length 1 10 20; several
-    of them are combined. Methods and kinds of prefix that are not the recipe's learn at
-    their default rate, unless optim.learning_rate is in the grid."""
-    sizes: tuple[Positive, ...] = ()
-    """Training examples (data.limit), each with a dev set of 30 % as many unless
-    data.validation_limit is set."""
-    subsamples: Positive | None = None
-    """Average over so many subsamples of the training split, the same at all points."""
-    seeds: tuple[Seed, ...] = ()
-    """Average over these (train.seed)."""
-    split: Literal["validation", "test"] = "test"
-    """What is scored, with the best checkpoint by validation loss."""
-    limit: int | None = None
-    """Score the first so many sources only, each with all of its references."""
-    dry_run: bool = False
-    """Only print the cells, as options of train, and their number."""
-
-
-@dataclasses.dataclass(frozen=True)
 class Compile(Config):
     """Compile the training step and the decoding loop for a TPU slice, without one.
 
@@ -140,9 +109,9 @@ class Report:
     """Write one HTML page of runs: curves, scores, samples, attention, settings.
 
     The page is one file that needs no network. RUNS are the folders of `train`
-    (--workdir) and of `compare`, which holds several; NAME=FOLDER says what to call
-    one. A run that is interrupted or not evaluated yet is shown as far as it is. For
-    example:
+    (--workdir), and of `compare` and `sweep`, which hold several; NAME=FOLDER says what
+    to call one. A run that is interrupted or not evaluated yet is shown as far as it
+    is. For example:
 
     prefix-jax report runs/quickstart --out quickstart.html
 
@@ -150,7 +119,7 @@ class Report:
     """
 
     runs: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """Folders of runs and comparisons."""
+    """Folders of runs, comparisons and sweeps."""
     out: Path = Path("report.html")
     """File to write; a report that is there is replaced."""
     overwrite: bool = False
@@ -167,8 +136,21 @@ def train(arguments: list[str]) -> int:
     with joined(options.cluster, stops=True):
         from prefix_jax.runs.train import train
 
-        finished = train(config_of(options), options.workdir).finished
+        config = config_of(options)
+        _foretell(config)
+        finished = train(config, options.workdir).finished
     return 0 if finished else stopped_status()
+
+
+def _foretell(config: Config) -> None:
+    """Say before the training what `evaluate` would refuse after it."""
+    from prefix_jax.scoring.metrics import metrics_of
+
+    try:
+        metrics_of(config.data.task, config.score.metrics)
+    except InputError as error:
+        if is_first():
+            print(f"evaluate would fail: {error}", file=sys.stderr)
 
 
 def evaluate(arguments: list[str]) -> int:
@@ -220,50 +202,6 @@ def compare(arguments: list[str]) -> int:
         limit=options.limit,
     )
     return stopped_status() if rows is None else 0
-
-
-def sweep(arguments: list[str]) -> int:
-    options = with_recipe(Sweep, "sweep", arguments)
-    grid = _grid(options.grid)
-    check_alone("sweep")
-    from prefix_jax.runs.sweep import sweep
-
-    points = sweep(
-        config_of(options),
-        options.workdir,
-        grid=grid,
-        sizes=options.sizes,
-        subsamples=options.subsamples,
-        seeds=options.seeds,
-        split=options.split,
-        limit=options.limit,
-        dry_run=options.dry_run,
-    )
-    if points is None:
-        return stopped_status()
-    return 1 if any(point.failed for point in points) else 0
-
-
-def _grid(given: Sequence[Sequence[str]]) -> dict[str, list[object]]:
-    """Typed values by field, of what followed each --grid."""
-    grid: dict[str, list[object]] = {}
-    for words in given:
-        if len(words) < 2:
-            raise InputError(
-                f'--grid is "{" ".join(words)}"; expected a field and its values, '
-                "such as --grid prefix.length 1 10 20"
-            )
-        given_name, *values = words
-        field = given_name.replace("-", "_")
-        if field not in FIELDS:
-            raise InputError(
-                f'--grid: a recipe has no "{given_name}"{closest(field, FIELDS)}'
-            )
-        for value in values:
-            grid.setdefault(field, []).append(
-                parse_value(field, FIELDS[field], value, "prefix-jax sweep --grid")
-            )
-    return grid
 
 
 def compile_(arguments: list[str]) -> int:

@@ -21,7 +21,7 @@ from prefix_jax.checks import (
     hints,
 )
 from prefix_jax.data_config import DataConfig
-from prefix_jax.errors import InputError, closest
+from prefix_jax.errors import InputError, closest, shown
 from prefix_jax.prefix_config import PrefixConfig
 from prefix_jax.score_config import ScoreConfig
 
@@ -240,6 +240,14 @@ class Config:
             if not isinstance(given, kind):
                 raise InputError(
                     f"{field.name} is {given!r}; expected {kind.__name__}(...)"
+                )
+
+        for name in ("label_likelihood", "content_free"):
+            given, default = getattr(self.score, name), getattr(ScoreConfig, name)
+            if given != default and self.data.task != "classification":
+                raise InputError(
+                    f"score.{name} is {shown(given)} but data.task is "
+                    f'"{self.data.task}"; it is for "classification" only'
                 )
 
     def resolved(self) -> "Config":

@@ -9,6 +9,10 @@ class InputError(ValueError):
     """Input that cannot be used: says what was given, what was expected, what to do."""
 
 
+NEAR_NAME = 0.75
+"""`cutoff` for names of files and folders, of which any two are somewhat alike."""
+
+
 def closest(given: str, names: Iterable[str], *, cutoff: float = 0.6) -> str:
     """`; did you mean "..."?` where one of `names` is close to `given`, else ``.
 

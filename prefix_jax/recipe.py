@@ -4,7 +4,7 @@ import importlib.util
 from pathlib import Path
 
 from prefix_jax.config import Config
-from prefix_jax.errors import InputError, closest
+from prefix_jax.errors import NEAR_NAME, InputError, closest
 
 
 def load_recipe(path: Path) -> Config:
@@ -15,8 +15,9 @@ def load_recipe(path: Path) -> Config:
     if path.exists() and not path.is_file():
         raise InputError(f"{path} is no file; a recipe is a Python file, such as my.py")
     if not path.is_file():
-        beside = [str(p) for p in path.parent.glob("*.py")]
-        raise InputError(f"recipe {path} does not exist{closest(str(path), beside)}")
+        beside = [other.name for other in path.parent.glob("*.py")]
+        hint = closest(path.name, beside, cutoff=NEAR_NAME)
+        raise InputError(f"recipe {path} does not exist{hint}")
     spec = importlib.util.spec_from_file_location("recipe", path)
     if spec is None or spec.loader is None:
         raise InputError(f"{path} is not a Python file; a recipe ends in .py")

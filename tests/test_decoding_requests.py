@@ -214,10 +214,10 @@ def test_limits_are_checked_before_decoding(backbone, tokenizer, moving, kind, m
         f"decode.max_new_tokens to {NEW - 1}$"
     )
     given = {"prefix": prefix, "decode": settings}
-    with pytest.raises(InputError, match=f"prompt 1: {message}"):
+    with pytest.raises(InputError, match=rf"prompts\[1\]: {message}"):
         generate(backbone, tokenizer, long, prefix_ids=ids, **given)
     if method != "beam" and ids is None:  # what can be streamed
-        with pytest.raises(InputError, match=f"prompt 0: {message}"):
+        with pytest.raises(InputError, match=rf"prompts\[0\]: {message}"):
             next(stream(backbone, tokenizer, long[1], **given))
     assert compiled_programs() == before
 
@@ -225,7 +225,7 @@ def test_limits_are_checked_before_decoding(backbone, tokenizer, moving, kind, m
 def test_prompts_that_leave_no_room_or_have_no_token(backbone, tokenizer):
     with pytest.raises(InputError, match=r"exceeds .*; shorten the prompt$"):
         generate(backbone, tokenizer, [[7] * 64], decode=DecodeConfig(max_new_tokens=1))
-    with pytest.raises(InputError, match=r"prompt 1 .* is empty"):
+    with pytest.raises(InputError, match=r"prompts\[1\] .* is empty"):
         generate(backbone, tokenizer, ["a", ""], decode=DecodeConfig(max_new_tokens=1))
 
 
@@ -266,8 +266,8 @@ def test_settings_without_meaning_are_refused(settings, message):
     ("prompts", "message"),
     [
         ("The mill", "prompts is one text"),
-        ([[3, 4], [10, 99_999]], "prompt 1 is .*numbers from 0 to"),
-        ([[10, -1]], "prompt 0 is"),
+        ([[3, 4], [10, 99_999]], r"prompts\[1\] is .*numbers from 0 to"),
+        ([[10, -1]], r"prompts\[0\] is"),
     ],
 )
 def test_prompts_of_no_tokens_are_refused(backbone, tokenizer, prompts, message):

@@ -59,6 +59,19 @@ def test_files_are_as_the_e2e_scripts_read_them(tmp_path):
     assert scores["scores"] == {"bleu": 12.345} and scores["classes"] is None
 
 
+def test_what_shaped_a_result_is_kept_and_shown():
+    settings = {"limit": 2, "decode.method": "beam", "score.content_free": ("N/A", "")}
+    result = evaluation(settings=settings)
+    assert "5 target tokens; limit 2, decode.method beam, score.con" in printed(result)
+    read = json.loads(json.dumps(result.to_dict()))
+    assert Evaluation.from_dict(read) == result
+    del read["settings"]  # an earlier version's
+    assert Evaluation.from_dict(read) == evaluation()
+    for wrong in ({"limit": -1}, {"decode.method": "x"}, {"decode.width": 1}, [1]):
+        with pytest.raises((KeyError, TypeError, ValueError)):
+            Evaluation.from_dict({**read, "settings": wrong})
+
+
 def test_tables_are_there_where_there_is_something_to_tell():
     assert printed(evaluation()).splitlines() == [
         "test, best: loss 1.0000 nats per target token, perplexity 2.718, BLEU 12.35 "
@@ -94,6 +107,7 @@ def test_webnlg_is_scored_by_seen_and_unseen_categories(config, tmp_path):
     rows = (out / "outputs_test_none.jsonl").read_text().splitlines()
     seen, unseen = map(json.loads, rows)
     assert list(result.subsets) == ["seen", "unseen"]
+    assert result.settings == {"decode.max_new_tokens": 4}
     for name, row in (("seen", seen), ("unseen", unseen)):
         text, references = [row["text"]], [row["references"]]
         assert result.subsets[name] == {

@@ -230,7 +230,12 @@ def test_generate_prints_label_and_probabilities(
             list(line["probabilities"].values()), expected, rtol=1e-4
         )
         assert line["label"] == WORDS[expected.argmax()]
-    code, out, _ = run(capsys, "generate", "--prefix", str(stored / "a"), SOURCES[0])
+    # Calibrated by the text itself, no label is likelier than another.
+    one = ["generate", "--prefix", str(stored / "a"), SOURCES[0]]
+    code, out, _ = run(capsys, *one, "--content-free", SOURCES[0], "--json")
+    found = list(json.loads(out)["probabilities"].values())
+    np.testing.assert_allclose(found, [1 / 3] * 3, rtol=1e-4)
+    code, out, _ = run(capsys, *one)
     assert code == 0 and out.count("0.") == 3 and out.split("  (")[0] in WORDS
 
 
@@ -253,6 +258,7 @@ def test_what_does_not_go_together_is_said(stored, model_folder, tmp_path, capsy
         ),
         (["--prefix", a, "x", "--stream", "True"], "a label is none"),
         (["--prefix", w, "x", "--labels", "0=a", "1=b"], "and it alone"),
+        (["--prefix", w, "x", "--content-free", "N/A"], "no classes for --content-f"),
         (["--backbone", str(model_folder), "--task", "classification", "x"], "alone"),
         (["--prefix", a, "x", "--labels", "0=a", "1"], "expected RAW=WORDS"),
     ):
@@ -298,5 +304,9 @@ def test_evaluate_scores_a_bank_of_classifiers(stored, recipe, tmp_path, capsys)
         alone = json.loads((out / "scores_test_alone.json").read_text())
         assert alone["classes"] == scores["classes"]
         assert alone["loss"] == pytest.approx(scores["loss"], rel=1e-5)
+    code, printed, err = run(capsys, *common, *both, "--score.content-free", "N/A")
+    assert code == 0 and "score.content_free N/A)" in printed
+    scores = json.loads((out / "scores_test_a.json").read_text())
+    assert scores["settings"] == {"score.content_free": ["N/A"]}
     code, printed, err = run(capsys, *common, "--score.metrics", "bleu")
     assert code == 2 and 'has "bleu", which data.task "classification"' in err

@@ -16,6 +16,7 @@ FLOORS = [
     "cli",
     "process",
     "cli_recipes",
+    "cli_sweep",
     "cli_prefixes",
     "cli_options",
     "runs",

@@ -61,6 +61,15 @@ def test_row_layout(tokenizer, examples):
         assert encoded_prompt.dtype == np.int32
 
 
+def test_blank_sources_are_counted(tokenizer):
+    given = [example("", "a"), example(" \n", "a", "b"), example("a", "b")]
+    report = encode_examples(given, tokenizer, DataConfig()).report
+    assert report.blank_sources == 3
+    assert "to predict), 3 without a source, longest" in str(report)
+    whole = encode_examples(given[2:], tokenizer, DataConfig()).report
+    assert whole.blank_sources == 0 and "without" not in str(whole)
+
+
 def test_another_separator(tokenizer, examples):
     """A text of one token stands where the begin token stood, and there only."""
     usual = encode_examples(examples, tokenizer, DataConfig()).rows

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from prefix_jax.errors import InputError, closest, json_kind
+from prefix_jax.errors import NEAR_NAME, InputError, closest, json_kind
 from prefix_jax.json_text import parse
 from prefix_jax.model.loading import END
 
@@ -94,7 +94,7 @@ def _no_folder(folder: Path) -> InputError:
     siblings = (
         [p.name for p in parent.iterdir() if p.is_dir()] if parent.is_dir() else []
     )
-    hint = closest(folder.name, siblings)
+    hint = closest(folder.name, siblings, cutoff=NEAR_NAME)
     return InputError(f"data.path {folder} does not exist{hint or '; give a folder'}")
 
 

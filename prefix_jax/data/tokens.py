@@ -52,11 +52,14 @@ class Report:
     """Tokens of all rows."""
     target_tokens: int
     """Those of them that carry loss."""
+    blank_sources: int
+    """Rows whose source has no text: the target is learned from nothing."""
 
     def __str__(self) -> str:
+        blank = f", {self.blank_sources:,} without a source" * bool(self.blank_sources)
         return (
             f"{self.rows:,} rows, {self.tokens:,} tokens "
-            f"({self.target_tokens:,} to predict), longest {self.longest}; "
+            f"({self.target_tokens:,} to predict){blank}, longest {self.longest}; "
             f"{self.truncated_sources:,} sources and {self.truncated_targets:,} "
             f"targets cut short, {self.dropped:,} pairs dropped (longest given "
             f"{self.longest_given})"
@@ -126,7 +129,7 @@ def encode_examples(
     most_target = min(most, config.max_target_length or most)
     rows: list[Row] = []
     over: list[int] = []  # numbers of the pairs that are too long
-    truncated_sources = truncated_targets = longest_given = 0
+    truncated_sources = truncated_targets = longest_given = blank_sources = 0
     for number, (source_text, target_text, prefix) in enumerate(pairs):
         source, target = sources[source_text], targets[target_text]
         end = [] if classes else [eos]
@@ -142,6 +145,7 @@ def encode_examples(
             source = source[: most - len(target)]
             truncated_sources += 1
         tokens = np.concatenate([source, [separator], target, end]).astype(np.int32)
+        blank_sources += not source_text.strip()
         rows.append(Row(tokens, np.arange(len(tokens)) > len(source), prefix))
         kept[owners[number]] = examples[owners[number]]
 
@@ -164,6 +168,7 @@ def encode_examples(
         longest_given=longest_given,
         tokens=sum(len(row.tokens) for row in rows),
         target_tokens=sum(int(row.loss_mask.sum()) for row in rows),
+        blank_sources=blank_sources,
     )
     return Encoded(tuple(rows), tuple(kept.values()), report)
 

@@ -200,7 +200,7 @@ def _encode(prompts, tokenizer, vocabulary) -> list[list[int]]:
             or tokens.max() >= vocabulary
         ):
             raise InputError(
-                f"prompt {number} is {prompt!r}; expected a text, or tokens of the "
+                f"prompts[{number}] is {prompt!r}; expected a text, or tokens of the "
                 f"backbone: whole numbers from 0 to {vocabulary - 1}"
             )
         found.append(tokens.tolist())
@@ -290,16 +290,17 @@ def _check_room(ids, prompts, prefix, prefix_ids, backbone, decode):
     for number, row in enumerate(ids):
         if not row:
             raise InputError(
-                f"prompt {number} ({prompts[number]!r}) is empty; give at least a token"
+                f"prompts[{number}] ({prompts[number]!r}) is empty; give at least a "
+                "token"
             )
         offset = int(offsets[prefix_ids[number]])
-        backbone.config.check_room(offset, f"prompt {number}: the prefix")
+        backbone.config.check_room(offset, f"prompts[{number}]: the prefix")
         total = offset + len(row) + decode.max_new_tokens
         if total > limit:
             room = limit - offset - len(row)
             lower = f" or lower decode.max_new_tokens to {room}" if room > 0 else ""
             raise InputError(
-                f"prompt {number}: prefix {offset} + prompt {len(row)} + "
+                f"prompts[{number}]: prefix {offset} + prompt {len(row)} + "
                 f"decode.max_new_tokens {decode.max_new_tokens} = {total} exceeds the "
                 f"backbone's {limit} positions; shorten the prompt{lower}"
             )

@@ -13,7 +13,14 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from transformers import GPT2Tokenizer, PreTrainedTokenizerFast
 
 from prefix_jax.config import Dtype
-from prefix_jax.errors import InputError, closest, first_line, json_value, shortened
+from prefix_jax.errors import (
+    NEAR_NAME,
+    InputError,
+    closest,
+    first_line,
+    json_value,
+    shortened,
+)
 from prefix_jax.model.backbone import Backbone, How
 from prefix_jax.model.families import shape_of
 from prefix_jax.model.gguf_files import SUFFIX, open_gguf
@@ -214,11 +221,12 @@ def _find(
     if _is_path(name):
         near = folder.parent
         beside = [path.name for path in near.iterdir()] if near.is_dir() else []
-        raise InputError(f"folder {name} does not exist{closest(folder.name, beside)}")
+        hint = closest(folder.name, beside, cutoff=NEAR_NAME)
+        raise InputError(f"folder {name} does not exist{hint}")
     # The hub takes no new names without an owner, so a near miss need not ask it.
     if "/" not in name and name not in _KNOWN:
         beside = [path.parent.name for path in Path().glob("*/config.json")]
-        if near_miss := closest(name, [*_KNOWN, *beside], cutoff=0.75):
+        if near_miss := closest(name, [*_KNOWN, *beside], cutoff=NEAR_NAME):
             raise InputError(f"there is no backbone {name}{near_miss}")
     folder = _download(name, wanted)
     if otherwise and not any(folder.glob("*.safetensors")):

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from rich.console import Console
 
-from prefix_jax.config import Config
+from prefix_jax.config import Config, DecodeConfig
 from prefix_jax.data.tasks import Example, Split
 from prefix_jax.data_config import label_words
 from prefix_jax.distributed import check_alike, is_first
@@ -21,6 +21,7 @@ from prefix_jax.runs.progress import counting, screen
 from prefix_jax.runs.record import check_folder
 from prefix_jax.runs.result import check_result, load_result
 from prefix_jax.runs.validate import Validation, Validator, Written, write_each
+from prefix_jax.score_config import ScoreConfig
 from prefix_jax.scoring.classes import ClassReport
 from prefix_jax.scoring.metrics import class_scores, metrics_of, text_scores
 from prefix_jax.storage.metadata import read_metadata
@@ -132,7 +133,7 @@ def evaluate_prefixes(
         for name in names
     ]
     scored = _write(
-        setup, setup.backbone, bank, split, names, validations, groups, console
+        setup, setup.backbone, bank, split, names, validations, groups, limit, console
     )
     for result, written in scored if is_first() else ():
         write_evaluation(workdir, result, written)
@@ -162,6 +163,7 @@ def score(
         [which],
         [validation],
         [held_out.examples],
+        limit,
         console,
     )
     return scored
@@ -186,6 +188,7 @@ def _write(
     names: Sequence[str],
     validations: Sequence[Validation],
     groups: Sequence[Sequence[Example]],
+    limit: int | None,
     console: Console,
 ) -> list[tuple[Evaluation, Written]]:
     """Write the texts of each prefix's examples, and put its scores together."""
@@ -210,14 +213,37 @@ def _write(
                 f"{counted(total, 'source')}",
                 highlight=False,
             )
+    settings = _settings(setup.config, limit)
     return [
-        (_evaluation(setup, split, name, validation, one), one)
+        (_evaluation(setup, split, name, validation, one, settings), one)
         for name, validation, one in zip(names, validations, written, strict=True)
     ]
 
 
+def _settings(config: Config, limit: int | None) -> dict[str, object]:
+    """What `Evaluation.settings` holds."""
+    found: dict[str, object] = {} if limit is None else {"limit": limit}
+    section: ScoreConfig | DecodeConfig = config.decode
+    name, others = "decode", {"batch_size"}
+    if config.data.task == "classification":  # which writes nothing
+        section, name, others = config.score, "score", {"metrics"}
+    elif config.data.task == "language_modelling":
+        return found
+    return found | {
+        f"{name}.{field.name}": value
+        for field in dataclasses.fields(section)
+        if (value := getattr(section, field.name)) != field.default
+        and field.name not in others
+    }
+
+
 def _evaluation(
-    setup: Setup, split: Split, which: str, validation: Validation, written: Written
+    setup: Setup,
+    split: Split,
+    which: str,
+    validation: Validation,
+    written: Written,
+    settings: Mapping[str, object],
 ) -> Evaluation:
     scores, classes = _scores(setup, written)
     subsets = {}
@@ -237,6 +263,7 @@ def _evaluation(
         scores=scores,
         subsets=subsets,
         classes=classes,
+        settings=settings,
     )
 
 

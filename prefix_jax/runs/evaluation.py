@@ -12,7 +12,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from prefix_jax.checks import NotNegative, check
+from prefix_jax.checks import NotNegative, check, words
+from prefix_jax.config import FIELDS
 from prefix_jax.data.tasks import Split
 from prefix_jax.runs.validate import Written
 from prefix_jax.scoring.classes import ClassReport
@@ -53,6 +54,9 @@ class Evaluation:
     """The same of each subset, and its number of `sources`, where the data have any."""
     classes: ClassReport | None
     """In classification, what was predicted for what."""
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """What shaped it otherwise than the defaults do, by name: `limit`, and fields of a
+    recipe such as `decode.method` and `score.content_free`."""
 
     def to_dict(self) -> dict:
         """Plain values, ready for JSON."""
@@ -76,6 +80,10 @@ class Evaluation:
         numbers: dict[str, Any]
         numbers = {name: _number(values[name]) for name in ("loss", "perplexity")}
         numbers["scores"] = _numbers(values["scores"])
+        numbers["settings"] = {  # JSON has no tuples
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in dict(values.get("settings", {})).items()
+        }
         subsets = dict(values["subsets"])
         numbers["subsets"] = {name: _numbers(one) for name, one in subsets.items()}
         found = cls(**{**values, **numbers, "classes": classes})
@@ -92,6 +100,8 @@ class Evaluation:
             r"[^/\\\0]{,200}", self.which
         ):
             raise ValueError("no name of a prefix")
+        for name, value in self.settings.items():
+            check(name, value, NotNegative if name == "limit" else FIELDS[name])
         wanted = {"sources", *self.scores}
         # A single one is not shown.
         if len(self.subsets) > 1 and not all(
@@ -162,10 +172,11 @@ def print_evaluation(result: Evaluation, console: Console) -> None:
     found = "".join(f", {show(name, value)}" for name, value in result.scores.items())
     # In language modelling there are no sources.
     of = f"{counted(result.sources, 'source')}, " if result.sources else ""
+    how = show_settings(result)
     console.print(
         f"{result.split}, {result.which}: loss {result.loss:.4f} nats per target "
         f"token, perplexity {result.perplexity:.3f}{found} ({of}"
-        f"{counted(result.tokens, 'target token')})",
+        f"{counted(result.tokens, 'target token')}{'; ' if how else ''}{how})",
         highlight=False,
         markup=False,
         soft_wrap=True,
@@ -176,6 +187,13 @@ def print_evaluation(result: Evaluation, console: Console) -> None:
         console.print(_on_screen(class_table(result.classes)))
         if len(result.classes.labels) <= LARGEST_TABLE:
             console.print(_on_screen(confusion_table(result.classes)))
+
+
+def show_settings(result: Evaluation) -> str:
+    """`limit 50, score.content_free N/A`; empty where all are the defaults."""
+    return ", ".join(
+        f"{name} {' '.join(words(value))}" for name, value in result.settings.items()
+    )
 
 
 def counted(number: int, noun: str) -> str:

@@ -31,7 +31,7 @@ Written = dict[str, dict[str, Any]]
 """By source, a line of outputs_*.jsonl: source, text, references, perhaps
 probabilities."""
 
-COMPARISON = "comparison.json"
+COMPARISON, SWEEP = "comparison.json", "sweep.json"
 _ROW = {
     "trained": Annotated[int, Bounds(least=0, most=2**63)],
     "stored_bytes": Annotated[int, Bounds(least=0, most=2**63)],
@@ -164,9 +164,10 @@ class Run:
 
 
 def find_runs(given: Sequence[str]) -> list[Run]:
-    """The runs of folders, each `FOLDER` or `NAME=FOLDER`; a comparison has several.
+    """The runs of folders, each `FOLDER` or `NAME=FOLDER`.
 
-    A run is called after its folder, or after its method in a comparison; runs that
+    A comparison and a sweep have several each. A run is called after its folder (a
+    sweep's after its settings), or after its method in a comparison; runs that
     would be called alike get their parents' names too.
     Raises InputError for a folder that holds none.
     """
@@ -177,6 +178,10 @@ def find_runs(given: Sequence[str]) -> list[Run]:
             name, path = "", one
         folder = Path(path)
         parts = [name] if name else list(folder.absolute().parts[1:])
+        cells = _cells(folder)
+        found += [([*parts, cell.name], cell, {}) for cell in cells]
+        if cells:
+            continue
         methods = _methods(folder)
         for method, row in methods.items():
             inner = folder / method
@@ -238,6 +243,22 @@ def _check_written(line: Mapping[str, Any]) -> None:
         check("probabilities", tuple(line["probabilities"]), tuple[float, ...])
 
 
+def _cells(folder: Path) -> list[Path]:
+    """The folders of a sweep's runs, in its order, as far as they hold one."""
+    if not (path := folder / SWEEP).is_file():
+        return []
+    try:
+        names = [cell["folder"] for cell in read_json(path)["cells"]]
+        if not names or any(Path(name).name != name for name in names):
+            raise ValueError("no names of folders")
+    except (ValueError, KeyError, TypeError):
+        raise InputError(
+            f"{path} is not what `prefix-jax sweep` writes; run it again, or give the "
+            "folders of the runs"
+        ) from None
+    return [folder / name for name in names if _holds_run(folder / name)]
+
+
 def _methods(folder: Path) -> dict[str, Mapping[str, Any]]:
     """The rows of a comparison by method; of one without its end, what is there."""
     path = folder / COMPARISON
@@ -287,8 +308,9 @@ def _check_run(folder: Path) -> None:
     hint = f"; did you mean {folder.parent}?" if _holds_run(above) else ""
     what = "holds no run" if folder.is_dir() else "is no folder"
     raise InputError(
-        f"{folder} {what}: expected what `prefix-jax train` or `compare` leaves "
-        f"(config.json, metrics.jsonl, scores_*.json, or {COMPARISON}){hint}"
+        f"{folder} {what}: expected what `prefix-jax train`, `compare` or `sweep` "
+        f"leaves (config.json, metrics.jsonl, scores_*.json, {COMPARISON} or {SWEEP})"
+        f"{hint}"
     )
 
 

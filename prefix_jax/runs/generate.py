@@ -98,7 +98,7 @@ class Writer:
         if len(tasks) > 1:
             raise InputError(
                 f'the prefix "{tasks[True]}" finds labels and "{tasks[False]}" writes; '
-                "use them apart"
+                "give them to commands of their own"
             )
         return True in tasks
 
@@ -184,12 +184,14 @@ def open_writer(
     backbone: str | None,
     task: Task | None,
     labels: tuple[str, ...] = (),
+    content_free: tuple[str, ...] | None = None,
 ) -> Writer:
     """A writer for stored prefixes, each `FOLDER` or `NAME=FOLDER`, or for none.
 
-    A folder is a prefix's, or that of the run which trained it. Backbone, task and
-    labels come from the prefixes' own records unless they are given. Raises InputError
-    where there is no prefix, or prefixes of different backbones.
+    A folder is a prefix's, or that of the run which trained it. Backbone, task,
+    labels and the texts that calibrate them come from the prefixes' own records unless
+    they are given. Raises InputError where there is no prefix, or prefixes of different
+    backbones.
     """
     folders = named_folders(prefixes)
     records = {name: read_metadata(folder) for name, folder in folders.items()}
@@ -201,10 +203,14 @@ def open_writer(
     # Decoding unrolls the layers of any other, at each call.
     model = load_backbone(name, dtype=dtype or "float32", unroll=True)
     kinds = {
-        name: _recorded_kind(folders[name], record, task, labels)
+        name: _recorded_kind(folders[name], record, task, labels, content_free)
         for name, record in records.items()
     }
-    bare = Kind(task or "language_modelling", labels=labels)
+    bare = Kind(
+        task or "language_modelling",
+        labels=labels,
+        score=ScoreConfig(content_free=content_free or ()),
+    )
     if not folders:
         _check_labels(bare, "the backbone")
     return Writer(
@@ -217,7 +223,11 @@ def open_writer(
 
 
 def _recorded_kind(
-    folder: Path, record: Metadata, task: Task | None, labels: tuple[str, ...]
+    folder: Path,
+    record: Metadata,
+    task: Task | None,
+    labels: tuple[str, ...],
+    content_free: tuple[str, ...] | None,
 ) -> Kind:
     """What was asked for, else what the prefix says; PEFT's say nothing: text."""
     asked = task or record.task or "language_modelling"
@@ -238,15 +248,17 @@ def _recorded_kind(
     kind = Kind(known[asked], bool(record.e2e), separator)
     if kind.task == "classification":
         own = record.recorded("data.labels", ())
+        free = record.recorded("score.content_free", ())
         kind = kind._replace(
             labels=labels or tuple(own),
             score=ScoreConfig(
                 label_likelihood=record.recorded("score.label_likelihood", "sum"),
-                content_free=tuple(record.recorded("score.content_free", ())),
+                content_free=tuple(free) if content_free is None else content_free,
             ),
         )
-    elif labels:
-        kind = kind._replace(labels=labels)
+    else:
+        score = ScoreConfig(content_free=content_free or ())
+        kind = kind._replace(labels=labels, score=score)
     _check_labels(kind, f"the prefix in {folder}")
     return kind
 
@@ -259,3 +271,8 @@ def _check_labels(kind: Kind, who: str) -> None:
             "1=positive"
         )
     label_words(kind.labels)
+    if kind.score.content_free and not kind.labels:
+        raise InputError(
+            f'{who} is used for the task "{kind.task}", which has no classes for '
+            "--content-free texts to calibrate; leave them out"
+        )

@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from urllib.parse import quote
 
@@ -40,13 +39,6 @@ class Cell:
     def overrides(self) -> dict[str, object]:
         """The values that differ from the sweep's recipe."""
         return {**self.point, **self.implied, **self.repeat}
-
-    @property
-    def options(self) -> str:
-        """The same for the command line of `train`, whose run is this cell."""
-        return " ".join(
-            word for item in self.overrides.items() for word in _option(*item)
-        )
 
 
 def make_cells(
@@ -141,11 +133,3 @@ def _implied(config: Config, point: Values, sizes: bool) -> Values:
     if "optim.learning_rate" not in point and learner(point) != learner({}):
         implied["optim.learning_rate"] = None
     return implied
-
-
-def _option(field: str, value: object) -> list[str]:
-    option = field.replace("_", "-")
-    if FIELDS[field] is bool:
-        section, _, name = option.partition(".")
-        return [f"--{option}" if value else f"--{section}.no-{name}"]
-    return [f"--{option}", *map(shlex.quote, words(value))]

@@ -59,7 +59,9 @@ def load_bank(
     ways = {_way(kv): name for name, kv in loaded.items()}
     if len(ways) > 1:
         said = " and ".join(f'"{name}" has {way}' for way, name in ways.items())
-        raise InputError(f"{said}; one batch cannot hold both, so use them apart")
+        raise InputError(
+            f"{said}; one batch cannot hold both: give them to commands of their own"
+        )
     return bank(list(loaded.values()))
 
 

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from prefix_jax.decoding.generate import generate
 from prefix_jax.distributed import is_first
-from prefix_jax.errors import InputError
+from prefix_jax.errors import InputError, shortened
 from prefix_jax.json_text import parse
 from prefix_jax.model.backbone import Backbone
 from prefix_jax.model.kv import KV
@@ -20,6 +20,10 @@ from prefix_jax.storage.files import write_text
 T = TypeVar("T")
 PROMPT_TOKENS = 24
 """Tokens of a held-out row that language modelling continues from."""
+
+
+SHOWN = 300
+"""Characters of a source on the terminal; the file has all."""
 
 
 class SampleLog:
@@ -47,7 +51,8 @@ class SampleLog:
                     "references": list(references),
                 }
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
-                yield f"    {_line(source)}\n      -> {_line(text)}"
+                shown = shortened(_line(source), SHOWN)
+                yield f"    {shown}\n      -> {_line(text)}"
 
     def truncate_after(self, step: int) -> None:
         """Forget samples of later steps, which a resumed run will write again."""

@@ -10,6 +10,7 @@ from prefix_jax.runs.evaluation import (
     Table,
     class_table,
     confusion_table,
+    show_settings,
     subset_table,
 )
 from prefix_jax.runs.folders import Run
@@ -49,6 +50,16 @@ def score_table(runs: Sequence[Run]) -> tuple[Table, list[tuple[str, int]]]:
 
 def detail_tables(runs: Sequence[Run]) -> Iterator[tuple[str, Table]]:
     """Tables of the evaluations that have subsets or classes, with their captions."""
+    if asked := [
+        (f"{evaluation_label(run, one.which)}, {one.split}", [show_settings(one)])
+        for run in runs
+        for one in run.evaluations
+        if one.settings
+    ]:
+        yield (
+            "How they were scored, where not by default",
+            Table("run", ["with"], asked),
+        )
     for run in runs:
         for one in run.evaluations:
             where = f"{evaluation_label(run, one.which)}, {one.split}"

@@ -93,15 +93,27 @@ def _point(values: Values, results: Sequence[Result]) -> Point:
 
 
 def print_summary(points: Sequence[Point], split: Split, console: Console) -> None:
-    """A table with a row for each point."""
-    fields = _fields(points)
+    """A table with a row for each point, and as many scores as find room."""
     names = next((list(point.mean) for point in points if point.n), [])
+    shown, table = len(names), _table(points, split, names)
+    roomy = console.options.update(width=10_000)
+    while shown > 2 and console.measure(table, options=roomy).minimum > console.width:
+        shown -= 1
+        table = _table(points, split, names[:shown])
+    if left := [NAMES[name] for name in names[shown:]]:
+        assert isinstance(table.caption, str)
+        table.caption += f"; {', '.join(left)}: in sweep.json"
+    console.print(table)
+
+
+def _table(points: Sequence[Point], split: Split, names: Sequence[str]) -> Table:
+    fields = _fields(points)
     table = Table(title=f"{split} split, best checkpoint by validation loss")
     for field in fields:
         table.add_column(field.replace(".", ".\n"))
     table.add_column("n", justify="right")
     for name in names:
-        table.add_column(_title(name, split), justify="right", overflow="fold")
+        table.add_column(_title(name, split), justify="right")
     for point in points:
         table.add_row(
             *(_text(point.values[f]) if f in point.values else "" for f in fields),
@@ -112,7 +124,7 @@ def print_summary(points: Sequence[Point], split: Split, console: Console) -> No
     table.caption = "mean ± sample standard deviation of n runs"
     if any(point.chosen for point in points):
         table.caption += "; bold: lowest validation loss of its method and data size"
-    console.print(table)
+    return table
 
 
 def plot_summary(points: Sequence[Point], split: Split, path: Path) -> Path | None:

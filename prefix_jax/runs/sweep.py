@@ -48,7 +48,6 @@ def sweep(
     seeds: Sequence[int] = (),
     split: Split = "test",
     limit: int | None = None,
-    dry_run: bool = False,
     console: Console | None = None,
 ) -> list[Point] | None:
     """Train and score `config` at every point of a grid, with mean and spread.
@@ -63,7 +62,6 @@ def sweep(
         the same for all points.
     seeds: `train.seed` of the repeats; (): the recipe's.
     limit: score the first so many sources only.
-    dry_run: only print the cells; gives [].
 
     Each cell is scored on `split` with its best checkpoint by validation loss. The same
     call again skips what is done and goes on with the rest; a cell that fails costs no
@@ -73,11 +71,6 @@ def sweep(
     check_limit(limit)
     metrics_of(config.data.task, config.score.metrics)
     cells = make_cells(config, grid or {}, sizes, subsamples, seeds)
-    if dry_run:
-        for cell in cells:
-            console.print(cell.options, highlight=False, markup=False, soft_wrap=True)
-        console.print(f"{len(cells):,} cells", highlight=False)
-        return []
     check_folder(workdir)
     _check_recipe(workdir, config)
     loaded = prepare(config)

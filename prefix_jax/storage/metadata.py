@@ -18,7 +18,14 @@ import dataclasses
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-from prefix_jax.errors import InputError, closest, json_kind, json_value, shown
+from prefix_jax.errors import (
+    NEAR_NAME,
+    InputError,
+    closest,
+    json_kind,
+    json_value,
+    shown,
+)
 from prefix_jax.model.families import shape_of
 from prefix_jax.model.loading import load_config
 from prefix_jax.model.shape import Shape
@@ -253,7 +260,7 @@ def _no_prefix(folder: Path) -> InputError:
     if not folder.exists():
         near = folder.absolute().parent
         beside = [path.name for path in near.iterdir()] if near.is_dir() else []
-        hint = closest(folder.name, beside)
+        hint = closest(folder.name, beside, cutoff=NEAR_NAME)
         return InputError(f"{folder} does not exist{hint or f'; {wanted}'}")
     if not folder.is_dir():
         return InputError(f"{folder} is a file; {wanted}")

@@ -1,15 +1,26 @@
 """Which cells a sweep has, and what it makes of their numbers; nothing is trained."""
 
+import io
 import shlex
+from typing import get_args
 
 import numpy as np
 import pytest
+from rich.console import Console
 
-from prefix_jax.cli_options import parse, parse_value
+from prefix_jax.cli_options import (
+    config_of,
+    options_of,
+    parse,
+    parse_value,
+    with_recipe,
+)
+from prefix_jax.cli_recipes import Train
 from prefix_jax.config import FIELDS, Config, OptimConfig
 from prefix_jax.errors import InputError
 from prefix_jax.runs.grid import Cell, make_cells
 from prefix_jax.runs.summary import Result, plot_summary, print_summary, summarise
+from prefix_jax.score_config import TextMetric
 from runs.support import quiet, recipe, run_cli
 
 
@@ -85,7 +96,7 @@ def test_a_value_and_the_options_of_its_cell_mean_the_same(field, text, value):
     assert "/" not in cell.name and " " not in cell.name
     section, name = field.split(".")
     config = Config().replaced({"prefix.position_mode": "unshifted"})
-    options = parse(Config, shlex.split(cell.options), "prefix-jax", config)
+    options = parse(Config, options_of(cell.overrides), "prefix-jax", config)
     assert getattr(getattr(options, section), name) == value
 
 
@@ -128,6 +139,20 @@ def test_points_have_numpys_mean_and_deviation_and_one_of_them_is_chosen():
     assert "1 of 2" in shown and "failed" in shown
 
 
+def test_a_table_that_is_too_wide_leaves_out_scores_and_says_so():
+    found = cells({"train.method": ("prefix", "full")}, (50, 100))
+    numbers = dict.fromkeys(("validation_loss", "loss", *get_args(TextMetric)), 1.0)
+    points = summarise([(cell, Result(numbers)) for cell in found])
+    for width, whole in ((80, False), (200, True)):
+        console = Console(file=io.StringIO(), width=width)
+        print_summary(points, "test", console)
+        shown = console.file.getvalue()
+        assert ("in sweep.json" in shown) != whole
+        head = shown.split("50")[0]
+        assert ("METEOR" in head) == whole and "BLEU" in head
+        assert max(map(len, shown.splitlines())) <= width
+
+
 @pytest.mark.parametrize(
     ("grid", "drawn"),
     [
@@ -160,7 +185,23 @@ def test_a_dry_run_prints_cells_and_their_number(tmp_path, capsys):
     assert run_cli("sweep", path, *grid, *repeats, "--dry-run") == 0
     *lines, last = capsys.readouterr().out.splitlines()
     assert len(lines) == 24 and last == "24 cells"
-    assert lines[0].startswith("--prefix.length 1 --prefix.kind flat --data.limit 50")
+    assert lines[0].startswith(f"prefix-jax train {path} --prefix.length 1")
+
+
+def test_a_dry_run_prints_the_whole_command_of_a_cell(tmp_path, capsys):
+    """The recipe, what the sweep changed in it, the cell's own, and its folder."""
+    path = recipe(tmp_path / "recipe.py", Config())
+    words = ["--data.separator", "\n", "--train.tensorboard", "--train.steps", "7"]
+    words += ["--workdir", str(tmp_path / "a sweep")]
+    assert run_cli("sweep", path, *words, "--seeds", "3", "4", "--dry-run") == 0
+    command = capsys.readouterr().out.rpartition("2 cells")[0]
+    found = shlex.split(command)
+    program, name, *found = found[: len(found) // 2]
+    assert (program, name) == ("prefix-jax", "train")
+    options = with_recipe(Train, "train", found)
+    asked = {"data.separator": "\n", "train.tensorboard": True, "train.steps": 7}
+    assert config_of(options) == Config().replaced({**asked, "train.seed": 3})
+    assert options.workdir == tmp_path / "a sweep" / "train.seed=3"
 
 
 @pytest.mark.parametrize(

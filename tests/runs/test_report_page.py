@@ -124,6 +124,31 @@ def test_hostile_text_is_text(run, tmp_path):
     assert page.text.count(" ".join(HOSTILE.split())) >= 10
 
 
+def test_how_a_run_was_scored_is_said(run, tmp_path):
+    result = evaluation(settings={"limit": 2, "decode.method": "beam"})
+    write_evaluation(run, result, texts((SOURCES[0], "x"), (SOURCES[1], "y")))
+    page = made(tmp_path, run)
+    [table] = [t for name, t in page.tables.items() if name.startswith("How they were")]
+    assert table[1] == ["mine, test", "limit 2, decode.method beam"]
+
+
+def test_a_sweep_is_its_runs(run, tmp_path):
+    """Those that are there, in the sweep's order, called after their settings."""
+    names = ["prefix.length=4", "prefix.length=2", "prefix.length=8"]
+    folder = tmp_path / "a_sweep"
+    for name in names[:2]:
+        shutil.copytree(run, folder / name)
+    record = {"cells": [{"folder": name} for name in names]}
+    (folder / "sweep.json").write_text(json.dumps(record))
+    page = made(tmp_path, folder)
+    table = next(t for name, t in page.tables.items() if name.startswith("What was"))
+    assert [row[0] for row in table[2:]] == names[:2]
+    for wrong in ("{}", '{"cells": []}', '{"cells": [{"folder": "../mine"}]}'):
+        (folder / "sweep.json").write_text(wrong)
+        with pytest.raises(InputError, match=r"sweep\.json is not what"):
+            made(tmp_path, folder)
+
+
 def test_subsets_and_classes(run, tmp_path):
     parts = {
         "seen": {"sources": 3, "bleu": 1.5, "ter": 2.5},

@@ -1,13 +1,13 @@
 """A small sweep: paired cells, resumed, each the run that `train` makes of it."""
 
 import json
-import shlex
 
 import numpy as np
 import pytest
 
 import prefix_jax.runs.prepare as prepare_module
 import prefix_jax.runs.sweep as sweep_module
+from prefix_jax.cli_options import options_of
 from prefix_jax.errors import InputError
 from prefix_jax.runs.grid import make_cells
 from prefix_jax.runs.record import read_record
@@ -123,7 +123,7 @@ def test_a_cell_is_the_run_that_train_makes_of_its_options(
     axes = AXES["grid"], AXES["sizes"], AXES["subsamples"], ()
     cell = make_cells(short, *axes)[number]
     path, alone = recipe(tmp_path / "recipe.py", short), tmp_path / "alone"
-    options = shlex.split(cell.options)
+    options = options_of(cell.overrides)
     assert run_cli("train", path, *options, "--workdir", str(alone)) == 0
     within = swept[0] / cell.name
     assert lines(alone) == lines(within)
