@@ -95,30 +95,41 @@ def _point(values: Values, results: Sequence[Result]) -> Point:
 def print_summary(points: Sequence[Point], split: Split, console: Console) -> None:
     """A table with a row for each point, and as many scores as find room."""
     names = next((list(point.mean) for point in points if point.n), [])
-    shown, table = len(names), _table(points, split, names)
+    # Rich would break words to make room; so deviations go below their means, and then
+    # the last scores go.
     roomy = console.options.update(width=10_000)
-    while shown > 2 and console.measure(table, options=roomy).minimum > console.width:
+
+    def too_wide(table: Table) -> bool:
+        return console.measure(table, options=roomy).maximum > console.width
+
+    shown, table = len(names), _table(points, split, names, " ")
+    if too_wide(table):
+        table = _table(points, split, names, "\n")
+    while shown > 2 and too_wide(table):
         shown -= 1
-        table = _table(points, split, names[:shown])
+        table = _table(points, split, names[:shown], "\n")
     if left := [NAMES[name] for name in names[shown:]]:
         assert isinstance(table.caption, str)
         table.caption += f"; {', '.join(left)}: in sweep.json"
     console.print(table)
 
 
-def _table(points: Sequence[Point], split: Split, names: Sequence[str]) -> Table:
+def _table(
+    points: Sequence[Point], split: Split, names: Sequence[str], gap: str
+) -> Table:
     fields = _fields(points)
     table = Table(title=f"{split} split, best checkpoint by validation loss")
     for field in fields:
         table.add_column(field.replace(".", ".\n"))
     table.add_column("n", justify="right")
     for name in names:
-        table.add_column(_title(name, split), justify="right")
+        title = _title(name, split).replace(" ", "\n")
+        table.add_column(title, justify="right", no_wrap=True)
     for point in points:
         table.add_row(
             *(_text(point.values[f]) if f in point.values else "" for f in fields),
             f"{point.n} of {point.n + point.failed}" if point.failed else f"{point.n}",
-            *(_spread(name, point) if point.n else "failed" for name in names),
+            *(_spread(name, point, gap) if point.n else "failed" for name in names),
             style="bold" if point.chosen else None,
         )
     table.caption = "mean ± sample standard deviation of n runs"
@@ -172,12 +183,11 @@ def _title(name: str, split: Split) -> str:
     return own[name] if name in own else NAMES[name]
 
 
-def _spread(name: str, point: Point) -> str:
+def _spread(name: str, point: Point, gap: str) -> str:
     mean, std = show_value(name, point.mean[name]), point.std[name]
     if std is None:
         return mean
-    # Where there is no room, the deviation is on a line of its own.
-    return f"{mean} ±\N{NO-BREAK SPACE}{show_value(name, std)}"
+    return f"{mean}{gap}± {show_value(name, std)}"
 
 
 def _text(value: object) -> str:
