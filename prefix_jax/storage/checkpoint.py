@@ -295,7 +295,8 @@ def _read(what: str) -> Iterator[None]:
     except Exception as error:
         if "RESOURCE_EXHAUSTED" in str(error):  # the device's memory
             raise
-        said = first_line(error)[:200]
+        # TensorStore's details are a function, not a text.
+        said = first_line(error).partition(" See full TensorStore")[0][:200]
         raise _DamagedError(f"is damaged ({what} cannot be read: {said})") from error
 
 

@@ -1,0 +1,476 @@
+"""What does a user see when something goes wrong, and is anything lost?
+
+Each fault is done to real processes that train on `tiny`: signals, a process of two
+that dies or hangs, a disk that is full or read-only, damaged files, numbers that are not
+finite. What each process ended with, after how many seconds, and the line that says
+why. Then the same command goes on, where that is promised; its final state and metrics
+must be those of a run that nothing happened to.
+
+    python benchmarks/faults.py --out FILE.json --markdown FILE.md
+
+Disks need the right to mount (root, Linux); without it they are left out, and said to
+be. Status 1 where a promise was not held.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from kill_resume import RECIPE, outcome
+from reports import write_report
+
+from prefix_jax.storage.log import read_metrics
+
+STEPS = 12
+PATIENCE = 300
+"""Seconds after which a process counts as hanging for ever, and is killed."""
+WATCHDOG = 20
+"""Seconds of `train.watchdog` where a process hangs."""
+
+
+@dataclasses.dataclass
+class Found:
+    """What came of a fault."""
+
+    fault: str
+    expected: str
+    statuses: list[int | None]
+    """Of each process; negative: of a signal, None: it had to be killed."""
+    seconds: list[float]
+    """From the fault to the end of each."""
+    said: str
+    """The line that tells the user."""
+    went_on: str = ""
+    """How the same command ended afterwards."""
+    held: bool = False
+
+
+class Runs:
+    """The processes of one run, whose output goes to files."""
+
+    def __init__(self, home: Path, recipe: Path, workdir: Path, number: int = 1):
+        self.workdir, self.number = workdir, number
+        self._home, self._recipe = home, recipe
+        self._processes: list[subprocess.Popen] = []
+
+    def start(self, *options: str) -> None:
+        """The command of a user, once for each process."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            coordinator = f"127.0.0.1:{free.getsockname()[1]}"
+        self._logs = [self._home / f"log_{i}" for i in range(self.number)]
+        self._processes = []
+        for process, log in enumerate(self._logs):
+            words = [sys.executable, "-m", "prefix_jax", "train", str(self._recipe)]
+            words += ["--workdir", str(self.workdir), *options]
+            if self.number > 1:
+                words += ["--mesh.data", str(self.number)]
+                words += ["--cluster.coordinator", coordinator]
+                words += ["--cluster.processes", str(self.number)]
+                words += ["--cluster.process", str(process)]
+            with log.open("w") as file:
+                self._processes.append(
+                    subprocess.Popen(
+                        words,
+                        stdout=file,
+                        stderr=subprocess.STDOUT,
+                        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+                    )
+                )
+
+    def until(self, step: int) -> None:
+        """Wait until a step is logged, or a process ended."""
+        while self.step() < step and all(p.poll() is None for p in self._processes):
+            time.sleep(0.02)
+
+    def step(self) -> int:
+        """The last that is logged."""
+        with contextlib.suppress(ValueError, OSError):
+            return max((line["step"] for line in read_metrics(self.workdir)), default=0)
+        return 0
+
+    def send(self, number: int, process: int = 0) -> None:
+        """A signal."""
+        self._processes[process].send_signal(number)
+
+    def ends(self) -> tuple[list[int | None], list[float]]:
+        """The status of each process, and after how many seconds it ended."""
+        began = time.monotonic()
+        took: dict[int, float] = {}
+        while len(took) < self.number and time.monotonic() - began < PATIENCE:
+            for i, process in enumerate(self._processes):
+                if i not in took and process.poll() is not None:
+                    took[i] = time.monotonic() - began
+            time.sleep(0.02)
+        statuses: list[int | None] = []
+        for i, process in enumerate(self._processes):
+            process.kill()
+            process.wait()
+            statuses.append(process.returncode if i in took else None)
+        return statuses, [round(took.get(i, PATIENCE), 1) for i in range(self.number)]
+
+    def said(self, pattern: str) -> str:
+        """The first line that matches, of any process; else their last lines."""
+        texts = [log.read_text(errors="replace") for log in self._logs]
+        for text in texts:
+            for line in text.splitlines():
+                if re.search(pattern, line):
+                    return line.replace(str(self._home) + "/", "").strip()
+        return "NOT SAID: " + " | ".join(text[-300:] for text in texts)
+
+
+class Faults:
+    """Every fault, done in folders of its own."""
+
+    def __init__(self, home: Path):
+        self.home, self.found, self.left_out = home, [], []
+        self.recipe = home / "recipe.py"
+        self.recipe.write_text(RECIPE.format(steps=STEPS))
+        self._straight: dict[int, dict[str, object]] = {}
+
+    def runs(self, name: str, number: int = 1) -> Runs:
+        """Of a fresh folder."""
+        return Runs(self.home, self.recipe, self.home / name, number)
+
+    def straight(self, number: int) -> dict[str, object]:
+        """The outcome of a run that nothing happens to."""
+        if number not in self._straight:
+            runs = self.runs(f"straight_{number}", number)
+            runs.start()
+            statuses, _ = runs.ends()
+            if statuses != [0] * number:
+                raise SystemExit(runs.said("error"))
+            self._straight[number] = outcome(runs.workdir, STEPS)
+        return self._straight[number]
+
+    def tell(
+        self,
+        fault: str,
+        runs: Runs,
+        ended: tuple[list[int | None], list[float]],
+        statuses: Sequence[object],
+        says: str,
+        *,
+        goes_on: bool = True,
+    ) -> None:
+        """Write down how `fault` ended, and whether the run goes on from it.
+
+        `statuses`: what each process should end with; "any": but 0, in time. `says`: a
+        pattern of the line that tells the user.
+        """
+        said = runs.said(says) if says else ""
+        found = Found(fault, " ".join(map(str, statuses)), *ended, said)
+        found.held = not said.startswith("NOT SAID") and all(
+            status not in (0, None) if wanted == "any" else status == wanted
+            for status, wanted in zip(ended[0], statuses, strict=True)
+        )
+        if goes_on:
+            expected = self.straight(runs.number)
+            runs.start()
+            again, _ = runs.ends()
+            same = again == [0] * runs.number and (
+                outcome(runs.workdir, STEPS) == expected
+            )
+            found.went_on = "to the same end" if same else f"NOT: {runs.said('error')}"
+            found.held &= same
+        self.found.append(found)
+        print(
+            f"{'held' if found.held else 'BROKEN'}: {fault}: statuses {ended[0]} after "
+            f"{ended[1]} s; {said}; {found.went_on}",
+            flush=True,
+        )
+
+    def signals(self) -> None:
+        """One process is stopped."""
+        for number, status, says in (
+            (signal.SIGINT, 130, "stopped at step"),
+            (signal.SIGTERM, 143, "stopped at step"),
+            (signal.SIGKILL, -9, ""),
+        ):
+            name = signal.Signals(number).name
+            runs = self.runs(name)
+            runs.start()
+            runs.until(5)
+            runs.send(number)
+            self.tell(f"{name} while training", runs, runs.ends(), [status], says)
+
+    def two_processes(self) -> None:
+        """One of two is stopped, dies or hangs."""
+        for process in range(2):
+            runs = self.runs(f"term_{process}", 2)
+            runs.start()
+            runs.until(5)
+            runs.send(signal.SIGTERM, process)
+            fault = f"two processes: SIGTERM to process {process}"
+            self.tell(fault, runs, runs.ends(), [143, 143], "stopped at step")
+        for process in range(2):
+            runs = self.runs(f"kill_{process}", 2)
+            runs.start()
+            runs.until(5)
+            runs.send(signal.SIGKILL, process)
+            statuses: list[object] = ["any", "any"]
+            statuses[process] = -9
+            fault = f"two processes: SIGKILL of process {process}"
+            self.tell(fault, runs, runs.ends(), statuses, "")
+        for process in range(2):
+            runs = self.runs(f"hang_{process}", 2)
+            runs.start("--train.watchdog", str(WATCHDOG))
+            runs.until(5)
+            runs.send(signal.SIGSTOP, process)
+            began = time.monotonic()
+            while runs._processes[1 - process].poll() is None:
+                if time.monotonic() - began > PATIENCE:
+                    break
+                time.sleep(0.02)
+            took = round(time.monotonic() - began, 1)
+            status = runs._processes[1 - process].poll()
+            runs.send(signal.SIGKILL, process)  # it is stopped: nothing else ends it
+            runs.ends()
+            fault = (
+                f"two processes: process {process} hangs (SIGSTOP), "
+                f"--train.watchdog {WATCHDOG}; of the other"
+            )
+            ended = ([status], [took])
+            self.tell(fault, runs, ended, ["any"], "Timeout|most recent call|heartbeat")
+
+    def disks(self) -> None:
+        """A disk that is full, or becomes read-only."""
+        try:
+            with _mounted(self.home / "disk", "size=64m"):
+                pass
+        except OSError as error:
+            self.left_out.append(f"full and read-only disks: {error}")
+            return
+        for name, options, status, says in (
+            ("stop", (), 2, "No space left"),
+            (
+                "continue",
+                ("--train.on-save-error", "continue"),
+                0,
+                "warning: not saved",
+            ),
+        ):
+            with _mounted(self.home / "disk", "size=64m") as disk:
+                runs = self.runs("disk/run")
+                runs.start(*options)
+                runs.until(5)
+                filler = disk / "filler"
+                with contextlib.suppress(OSError), filler.open("wb") as file:
+                    while True:
+                        file.write(bytes(4096))
+                        file.flush()
+                ended = runs.ends()
+                filler.unlink()
+                fault = f"the disk is full, train.on_save_error {name}"
+                self.tell(fault, runs, ended, [status], says)
+        with _mounted(self.home / "disk", "size=64m") as disk:
+            runs = self.runs("disk/run")
+            runs.start()
+            runs.until(5)
+            # Files that are open for writing bar it: as the kernel would, by force.
+            _mount("remount,ro", disk, "--force")
+            ended = runs.ends()
+            _mount("remount,rw", disk)
+            fault = "the disk becomes read-only"
+            self.tell(fault, runs, ended, [2], "Read-only file system")
+            _mount("remount,ro", disk)
+            runs = self.runs("disk/another")
+            runs.start()
+            fault = "the disk is read-only from the start"
+            self.tell(fault, runs, runs.ends(), [2], "cannot write in", goes_on=False)
+
+    def folders(self) -> None:
+        """Two writers, and a lock that was left."""
+        runs = self.runs("locked")
+        runs.start()
+        runs.until(3)
+        runs.send(signal.SIGSTOP)  # it is not to end before the second has looked
+        second = Runs(self.home / "second", self.recipe, runs.workdir)
+        (self.home / "second").mkdir()
+        second.start()
+        self.tell(
+            "a second `train` in a folder where one trains",
+            second,
+            second.ends(),
+            [2],
+            "another process is training in",
+            goes_on=False,
+        )
+        runs.send(signal.SIGKILL)
+        fault = "its lock is still there after the first was killed"
+        self.tell(fault, runs, runs.ends(), [-9], "")
+        runs.start("--prefix.length", "5")
+        fault = "the folder holds a run of another recipe"
+        self.tell(fault, runs, runs.ends(), [2], "prefix.length: 10", goes_on=False)
+
+    def damage(self) -> None:
+        """Files that are not what was written."""
+
+        def flip(file: Path) -> None:
+            held = bytearray(file.read_bytes())
+            held[len(held) // 2] ^= 1
+            file.write_bytes(held)
+
+        def empty(file: Path) -> None:
+            file.write_bytes(b"")
+
+        def cut(file: Path) -> None:
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+        for what, break_ in (
+            ("a bit of the newest checkpoint is flipped", flip),
+            ("the newest checkpoint's largest file is cut in half", cut),
+            ("the newest checkpoint's largest file is empty", empty),
+        ):
+            runs = self._stopped(f"damaged_{break_.__name__}")
+            break_(_largest(_steps(runs.workdir)[-1]))
+            runs.start()
+            self.tell(what, runs, runs.ends(), [0], "warning: .*checkpoint")
+        runs = self._stopped("all_damaged")
+        for step in _steps(runs.workdir):
+            flip(_largest(step))
+        runs.start()
+        fault = "every checkpoint is damaged"
+        self.tell(fault, runs, runs.ends(), [2], "error: ", goes_on=False)
+        self.straight(1)
+        best = self.home / "damaged_prefix"
+        shutil.copytree(self.home / "straight_1" / "best", best)
+        flip(best / "adapter_model.safetensors")
+        self._command(
+            "a bit of a stored prefix is flipped",
+            ["generate", "--prefix", str(best), "name : The Mill"],
+            "adapter_model.safetensors",
+        )
+
+    def numbers(self) -> None:
+        """Losses that are not finite."""
+        wild = ("--train.method", "full", "--optim.learning-rate", "1e30")
+        runs = self.runs("nan")
+        runs.start(*wild)
+        says = "at step .* the loss is"
+        fault = "a loss that is not finite (full fine-tuning at a rate of 1e30)"
+        self.tell(fault, runs, runs.ends(), [2], says, goes_on=False)
+        runs = self.runs("nan_skipped")
+        runs.start(*wild, "--train.on-nonfinite", "skip")
+        fault = "the same with train.on_nonfinite skip: ten in a row"
+        self.tell(fault, runs, runs.ends(), [2], "it diverged", goes_on=False)
+
+    def _stopped(self, name: str) -> Runs:
+        """A run that was stopped in its middle, with several checkpoints."""
+        runs = self.runs(name)
+        runs.start()
+        runs.until(8)
+        runs.send(signal.SIGTERM)
+        runs.ends()
+        return runs
+
+    def _command(self, fault: str, words: Sequence[str], says: str) -> None:
+        """Another command than `train`, which should refuse."""
+        runs = self.runs("none")
+        began = time.monotonic()
+        log = self.home / "log_0"
+        with log.open("w") as file:
+            status = subprocess.call(
+                [sys.executable, "-m", "prefix_jax", *words],
+                stdout=file,
+                stderr=subprocess.STDOUT,
+            )
+        runs._logs = [log]
+        ended: tuple[list[int | None], list[float]]
+        ended = [status], [round(time.monotonic() - began, 1)]
+        self.tell(fault, runs, ended, [2], says, goes_on=False)
+
+
+def _steps(workdir: Path) -> list[Path]:
+    """The folders of the checkpoints, the newest last."""
+    found = [p for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()]
+    return sorted(found, key=lambda path: int(path.name))
+
+
+def _largest(folder: Path) -> Path:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return max(files, key=lambda path: path.stat().st_size)
+
+
+@contextlib.contextmanager
+def _mounted(folder: Path, options: str) -> Iterator[Path]:
+    """A disk of its own, in memory."""
+    folder.mkdir(exist_ok=True)
+    _mount(options, folder, "-t", "tmpfs", "tmpfs")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=False)
+
+
+def _mount(options: str, folder: Path, *words: str) -> None:
+    done = subprocess.run(
+        ["mount", *words, "-o", options, str(folder)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise OSError(done.stderr.strip())
+
+
+def table(found: Sequence[Found]) -> str:
+    """A line for each fault, for people."""
+    lines = [
+        "| fault | ends with | after | what is said | then |",
+        "|---|---|---|---|---|",
+    ]
+    for one in found:
+        statuses = ", ".join(map(str, one.statuses))
+        seconds = ", ".join(f"{s:g} s" for s in one.seconds)
+        said = f"`{one.said}`" if one.said else ""
+        cells = (one.fault, statuses, seconds, said.replace("|", r"\|"), one.went_on)
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """See the module."""
+    kinds: dict[str, Callable[[Faults], None]] = {
+        "signals": Faults.signals,
+        "two": Faults.two_processes,
+        "disks": Faults.disks,
+        "folders": Faults.folders,
+        "damage": Faults.damage,
+        "numbers": Faults.numbers,
+    }
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", nargs="+", choices=kinds, default=list(kinds))
+    parser.add_argument("--out", type=Path, help="where the JSON goes")
+    parser.add_argument("--markdown", type=Path, help="where the table goes")
+    options = parser.parse_args(arguments)
+    with TemporaryDirectory() as home:
+        faults = Faults(Path(home))
+        for kind in options.only:
+            kinds[kind](faults)
+        found = [dataclasses.asdict(one) for one in faults.found]
+    if options.markdown:
+        options.markdown.write_text(table(faults.found), encoding="utf-8")
+    del options.markdown
+    results = {"faults": found, "left_out": faults.left_out}
+    write_report(options, "faults", json.loads(json.dumps(results)))
+    if not all(one.held for one in faults.found):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
