@@ -1,8 +1,8 @@
 """What does a user see when something goes wrong, and is anything lost?
 
 Each fault is done to real processes that train on `tiny`: signals, a process of two
-that dies or hangs, a disk that is full or read-only, damaged files, numbers that are not
-finite. What each process ended with, after how many seconds, and the line that says
+that dies or hangs, a disk that is full or read-only, damaged files, and numbers that are
+not finite. What each process ended with, after how many seconds, and the line that says
 why. Then the same command goes on, where that is promised; its final state and metrics
 must be those of a run that nothing happened to.
 
@@ -34,6 +34,7 @@ from reports import write_report
 from prefix_jax.storage.log import read_metrics
 
 STEPS = 12
+UNSAID = "NOT SAID: "
 PATIENCE = 300
 """Seconds after which a process counts as hanging for ever, and is killed."""
 WATCHDOG = 20
@@ -121,6 +122,10 @@ class Runs:
             statuses.append(process.returncode if i in took else None)
         return statuses, [round(took.get(i, PATIENCE), 1) for i in range(self.number)]
 
+    def says(self, pattern: str) -> bool:
+        """Whether a line that matches is there."""
+        return not self.said(pattern).startswith(UNSAID)
+
     def said(self, pattern: str) -> str:
         """The first line that matches, of any process; else their last lines."""
         texts = [log.read_text(errors="replace") for log in self._logs]
@@ -128,7 +133,7 @@ class Runs:
             for line in text.splitlines():
                 if re.search(pattern, line):
                     return line.replace(str(self._home) + "/", "").strip()
-        return "NOT SAID: " + " | ".join(text[-300:] for text in texts)
+        return UNSAID + " | ".join(text[-300:] for text in texts)
 
 
 class Faults:
@@ -172,7 +177,7 @@ class Faults:
         """
         said = runs.said(says) if says else ""
         found = Found(fault, " ".join(map(str, statuses)), *ended, said)
-        found.held = not said.startswith("NOT SAID") and all(
+        found.held = not said.startswith(UNSAID) and all(
             status not in (0, None) if wanted == "any" else status == wanted
             for status, wanted in zip(ended[0], statuses, strict=True)
         )
@@ -271,24 +276,27 @@ class Faults:
                     while True:
                         file.write(bytes(4096))
                         file.flush()
-                ended = runs.ends()
-                filler.unlink()
                 fault = f"the disk is full, train.on_save_error {name}"
+                if status == 0:
+                    fault += ", and has room again later"
+                    while not runs.says(says) and runs.step() < STEPS:
+                        time.sleep(0.02)
+                    filler.unlink()
+                ended = runs.ends()
+                filler.unlink(missing_ok=True)
                 self.tell(fault, runs, ended, [status], says)
         with _mounted(self.home / "disk", "size=64m") as disk:
-            runs = self.runs("disk/run")
+            runs = self._stopped("disk/run")
+            _mount("remount,ro", disk)
             runs.start()
-            runs.until(5)
-            # Files that are open for writing bar it: as the kernel would, by force.
-            _mount("remount,ro", disk, "--force")
             ended = runs.ends()
             _mount("remount,rw", disk)
-            fault = "the disk becomes read-only"
-            self.tell(fault, runs, ended, [2], "Read-only file system")
+            fault = "the disk is read-only where a run is to go on"
+            self.tell(fault, runs, ended, [2], "cannot write in")
             _mount("remount,ro", disk)
             runs = self.runs("disk/another")
             runs.start()
-            fault = "the disk is read-only from the start"
+            fault = "the disk is read-only where a run is to start"
             self.tell(fault, runs, runs.ends(), [2], "cannot write in", goes_on=False)
 
     def folders(self) -> None:
