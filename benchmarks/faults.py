@@ -1,8 +1,8 @@
 """What does a user see when something goes wrong, and is anything lost?
 
 Each fault is done to real processes that train on `tiny`: signals, a process of two
-that dies or hangs, a disk that is full or read-only, damaged files, and numbers that are
-not finite. What each process ended with, after how many seconds, and the line that says
+that dies or hangs, a disk that is full or read-only, damaged files, and numbers
+that are not finite. What each process ended with, after how many seconds, and the line that says
 why. Then the same command goes on, where that is promised; its final state and metrics
 must be those of a run that nothing happened to.
 
@@ -471,9 +471,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for kind in options.only:
             kinds[kind](faults)
         found = [dataclasses.asdict(one) for one in faults.found]
-    if options.markdown:
-        options.markdown.write_text(table(faults.found), encoding="utf-8")
-    del options.markdown
+    if (path := vars(options).pop("markdown")) is not None:
+        path.write_text(table(faults.found), encoding="utf-8")
     results = {"faults": found, "left_out": faults.left_out}
     write_report(options, "faults", json.loads(json.dumps(results)))
     if not all(one.held for one in faults.found):
