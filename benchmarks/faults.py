@@ -1,10 +1,10 @@
 """What does a user see when something goes wrong, and is anything lost?
 
 Each fault is done to real processes that train on `tiny`: signals, a process of two
-that dies or hangs, a disk that is full or read-only, damaged files, and numbers
-that are not finite. What each process ended with, after how many seconds, and the line that says
-why. Then the same command goes on, where that is promised; its final state and metrics
-must be those of a run that nothing happened to.
+that dies or hangs, a disk that is full or read-only, damaged files, numbers that are
+not finite. What each process ended with, after how many seconds, and the line that
+says why. Then the same command goes on, where that is promised; its final state and
+metrics must be those of a run that nothing happened to.
 
     python benchmarks/faults.py --out FILE.json --markdown FILE.md
 
