@@ -102,10 +102,9 @@ def _run(name: str, seconds: int, keep: Path | None) -> dict[str, object]:
         log = ended.stderr
         tried = re.findall(r"^#(\d+)\s+\S+\s+cov: (\d+)", log, re.M)
         done = re.findall(r"number_of_executed_units: (\d+)", log)
-        findings = [
-            json.loads(line)
-            for line in (kept / "findings.jsonl").read_text().splitlines()
-        ]
+        found = kept / "findings.jsonl"
+        lines = found.read_text().splitlines() if found.exists() else []
+        findings = [json.loads(line) for line in lines]
         if ended.returncode:
             said = [line for line in log.splitlines() if "ERROR" in line]
             findings.append({"error": "ended", "place": (said or [log[-300:]])[0]})

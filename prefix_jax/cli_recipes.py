@@ -5,7 +5,7 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -19,9 +19,6 @@ from prefix_jax.config import Config
 from prefix_jax.distributed import ClusterConfig, check_alone, is_first, joined
 from prefix_jax.errors import InputError
 from prefix_jax.runs.interrupt import stopped_status
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,7 +147,9 @@ def _foretell(config: Config) -> None:
         metrics_of(config.data.task, config.score.metrics)
     except InputError as error:
         if is_first():
-            print(f"evaluate would fail: {error}", file=sys.stderr)
+            print(
+                f"training goes on, but evaluate would fail: {error}", file=sys.stderr
+            )
 
 
 def evaluate(arguments: list[str]) -> int:

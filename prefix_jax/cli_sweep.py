@@ -4,7 +4,7 @@ import dataclasses
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import tyro
 
@@ -15,9 +15,6 @@ from prefix_jax.distributed import check_alone
 from prefix_jax.errors import InputError, closest
 from prefix_jax.recipe import load_recipe
 from prefix_jax.runs.interrupt import stopped_status
-
-if TYPE_CHECKING:  # the rest starts without loading jax
-    from prefix_jax.runs.grid import Cell
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,11 +58,19 @@ def sweep(arguments: list[str]) -> int:
         (options.sizes, options.subsamples, options.seeds),
     )
     if options.dry_run:
+        from prefix_jax.runs.evaluate import check_limit
         from prefix_jax.runs.grid import make_cells
+        from prefix_jax.scoring.metrics import metrics_of
 
+        check_limit(options.limit)
+        metrics_of(config.data.task, config.score.metrics)
         cells = make_cells(config, grid, *axes)
+        recipe = arguments[0]
+        changed = _changed(load_recipe(Path(recipe)), config)
         for cell in cells:
-            print(_train_command(arguments[0], config, cell, options.workdir))
+            own = options_of({**changed, **cell.overrides})
+            own += ["--workdir", str(options.workdir / cell.name)]
+            print(shlex.join(["prefix-jax", "train", recipe, *own]))
         print(f"{len(cells):,} cells")
         return 0
     from prefix_jax.runs.sweep import sweep
@@ -85,22 +90,15 @@ def sweep(arguments: list[str]) -> int:
     return 1 if any(point.failed for point in points) else 0
 
 
-def _train_command(recipe: str, config: Config, cell: "Cell", workdir: Path) -> str:
-    """What trains a cell of a sweep over `config`, which options may have changed."""
-    own = load_recipe(Path(recipe)).to_dict()
-    changed = {
+def _changed(recipe: Config, config: Config) -> dict[str, object]:
+    """The values of `config` that options have changed in its recipe, by name."""
+    own = recipe.to_dict()
+    return {
         f"{section}.{name}": value
         for section, fields in config.to_dict().items()
         for name, value in fields.items()
         if value != own[section][name]
     }
-    return shlex.join(
-        [
-            *("prefix-jax", "train", recipe),
-            *options_of({**changed, **cell.overrides}),
-            *("--workdir", str(workdir / cell.name)),
-        ]
-    )
 
 
 def _grid(given: Sequence[Sequence[str]]) -> dict[str, list[object]]:

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.metadata
 import json
+import resource
 from pathlib import Path
 
 import jax
@@ -73,6 +74,26 @@ def test_a_save_is_of_its_step_though_the_state_is_donated(tmp_path, backbone, s
         with opened(tmp_path) as checkpoints:
             state, *_ = checkpoints.restore(state)
         assert same(state, expected)
+
+
+def test_after_a_write_that_failed_the_next_one_is_made(tmp_path, backbone, step):
+    """A limit of the system's on files is a full disk, in the background too."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    state = step(start(backbone))
+    with opened(tmp_path) as checkpoints:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+        try:
+            with pytest.raises(OSError, match="could not be written"):
+                checkpoints.save(1, state, {}, {})
+                checkpoints.wait()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        state = step(state)
+        checkpoints.save(2, state, {}, {})
+        checkpoints.wait()
+    with opened(tmp_path) as checkpoints:
+        restored = checkpoints.restore(start(backbone))
+        assert restored is not None and same(restored.state, state)
 
 
 def test_no_byte_of_the_backbone_is_stored(saved, backbone):

@@ -1,5 +1,6 @@
 """Damaged checkpoints: found, named, and passed over for the one before."""
 
+import errno
 import shutil
 
 import numpy as np
@@ -94,10 +95,40 @@ def test_no_step_that_is_whole_is_an_error(tmp_path, two_steps, backbone):
     for step in ("1", "2"):
         for path in files_of(run / "checkpoints" / step / "state"):
             path.write_bytes(b"")
+    for _ in range(2):  # the same command again must not start anew
+        with (
+            opened(run) as checkpoints,
+            pytest.raises(
+                InputError, match=r"step 7 is incomplete .*; the .* of step 1 is"
+            ),
+        ):
+            checkpoints.restore(start(backbone))
+    for step in (1, 2, 7):  # as an earlier version left them
+        (run / "checkpoints" / f"{step}").rename(
+            run / "checkpoints" / f"damaged_{step}"
+        )
     with (
         opened(run) as checkpoints,
-        pytest.raises(
-            InputError, match=r"step 7 is incomplete .*; the .* of step 1 is"
-        ),
+        pytest.raises(InputError, match=r"whole: damaged_1; damaged_2; damaged_7"),
     ):
         checkpoints.restore(start(backbone))
+
+
+def test_what_is_out_of_reach_is_not_damaged(
+    tmp_path, two_steps, backbone, monkeypatch
+):
+    """Nothing is set aside where the disk does not answer."""
+    run = tmp_path / "run"
+    shutil.copytree(two_steps[0], run)
+    with opened(run) as checkpoints, monkeypatch.context() as patch:
+
+        def fails(*_, **__):
+            raise OSError(errno.EIO, "Input/output error")
+
+        patch.setattr(checkpoints._manager, "restore", fails)
+        with pytest.raises(OSError, match="Input/output"):
+            checkpoints.restore(start(backbone))
+    with opened(run) as checkpoints:
+        restored = checkpoints.restore(start(backbone))
+        assert restored is not None and restored.damaged == ()
+        assert int(restored.state.step) == 2

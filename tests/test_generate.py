@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import re
 
 import jax
 import pytest
@@ -100,10 +101,23 @@ def test_prompts_have_the_separator_of_the_training(store, tokenizer, write_afte
     folder = store(task="table_to_text", recipe=recipe)
     [prompt] = encode_prompts(["Mill"], tokenizer, "\n")
     assert write(["Mill"], prefix=folder, decode=DECODE) == write_after(prompt)
-    assert r"`'\n'` after it" in card(read_metadata(folder), None, 0)
+    assert "`` '\\n' `` after it" in card(read_metadata(folder), None, 0)
     folder = store(task="table_to_text", recipe={"data": {"separator": 5}})
     with pytest.raises(InputError, match=r"data\.separator is 5"):
         write(["Mill"], prefix=folder, decode=DECODE)
+    for task, name, value in (
+        ("classification", "data.labels", 5),
+        ("classification", "data.labels", None),
+        ("classification", "data.labels", [1, 2]),
+        ("classification", "score.content_free", 1.5),
+        ("classification", "score.label_likelihood", []),
+    ):
+        section, _, field = name.partition(".")
+        recipe = {"data": {"labels": ["0=a", "1=b"]}}
+        recipe[section] = {**recipe.get(section, {}), field: value}
+        folder = store(task=task, recipe=recipe)
+        with pytest.raises(InputError, match=re.escape(name)):
+            open_writer([str(folder)], None, None)
 
 
 def test_the_record_of_a_later_version_does_no_harm(store, expected):

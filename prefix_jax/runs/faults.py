@@ -52,7 +52,10 @@ class Faults:
             return True
         self.skipped += 1
         self._in_a_row += 1
-        kept = self._keep(step, batch)
+        try:
+            kept = str(self._keep(step, batch))
+        except OSError as error:
+            kept = f"could not be kept: {first_line(error)}"
         what = (
             f"at step {step} the loss is {values['objective']:g} and the norm of the "
             f"gradient {values['grad_norm']:g}: nothing was learned from this batch "
@@ -133,12 +136,26 @@ class Watchdog:
             )
 
 
+def check_saving(config: TrainConfig) -> None:
+    """InputError where several processes are to go on after what cannot be written."""
+    if config.on_save_error == "continue" and jax.process_count() > 1:
+        raise InputError(
+            'train.on_save_error is "continue", but several processes train: where the '
+            'first cannot write, the others would wait for it; use "stop"'
+        )
+
+
 @contextlib.contextmanager
-def saving(config: TrainConfig, say: Callable[[str], None]) -> Iterator[None]:
-    """Context of what is written to the disk, and may fail: see `on_save_error`."""
+def saving(
+    config: TrainConfig, say: Callable[[str], None], must: bool = False
+) -> Iterator[None]:
+    """Context of what is written to the disk, and may fail: see `on_save_error`.
+
+    `must`: a failure ends the run, whatever the recipe says.
+    """
     try:
         yield
     except OSError as error:
-        if config.on_save_error == "stop":
+        if must or config.on_save_error == "stop":
             raise
         say(f"warning: not saved ({first_line(error)}); training goes on")

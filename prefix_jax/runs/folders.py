@@ -249,7 +249,9 @@ def _cells(folder: Path) -> list[Path]:
         return []
     try:
         names = [cell["folder"] for cell in read_json(path)["cells"]]
-        if not names or any(Path(name).name != name for name in names):
+        if not names or any(
+            Path(name).name != name or name in ("", "..") for name in names
+        ):
             raise ValueError("no names of folders")
     except (ValueError, KeyError, TypeError):
         raise InputError(

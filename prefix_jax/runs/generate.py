@@ -11,7 +11,6 @@ from jaxtyping import Int32
 from numpy import ndarray
 from transformers import PreTrainedTokenizerFast
 
-from prefix_jax.checks import check
 from prefix_jax.config import DecodeConfig
 from prefix_jax.data.e2e import linearise
 from prefix_jax.data.tokens import encode_prompts, encode_texts
@@ -244,16 +243,15 @@ def _recorded_kind(
             f"of prefix_jax knows {', '.join(known)}: say which is meant with --task"
         )
     separator = record.recorded("data.separator")
-    check(f"{folder}: data.separator", separator, str | None)
     kind = Kind(known[asked], bool(record.e2e), separator)
     if kind.task == "classification":
         own = record.recorded("data.labels", ())
         free = record.recorded("score.content_free", ())
         kind = kind._replace(
-            labels=labels or tuple(own),
+            labels=labels or own,
             score=ScoreConfig(
                 label_likelihood=record.recorded("score.label_likelihood", "sum"),
-                content_free=tuple(free) if content_free is None else content_free,
+                content_free=free if content_free is None else content_free,
             ),
         )
     else:

@@ -20,8 +20,6 @@ from prefix_jax.storage.files import write_text
 T = TypeVar("T")
 PROMPT_TOKENS = 24
 """Tokens of a held-out row that language modelling continues from."""
-
-
 SHOWN = 300
 """Characters of a source on the terminal; the file has all."""
 
@@ -53,6 +51,10 @@ class SampleLog:
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
                 shown = shortened(_line(source), SHOWN)
                 yield f"    {shown}\n      -> {_line(text)}"
+            # A checkpoint that comes after it goes on from these lines.
+            if path is self._path:
+                file.flush()
+                os.fsync(file.fileno())
 
     def truncate_after(self, step: int) -> None:
         """Forget samples of later steps, which a resumed run will write again."""

@@ -33,7 +33,7 @@ from prefix_jax.learning.optim import make_schedule
 from prefix_jax.learning.split import Params, count, finite, folded, merge, split
 from prefix_jax.learning.step import TrainState, init_train_state
 from prefix_jax.mesh import put, put_batch
-from prefix_jax.runs.faults import Faults, Watchdog, saving
+from prefix_jax.runs.faults import Faults, Watchdog, check_saving, saving
 from prefix_jax.runs.interrupt import Interrupt
 from prefix_jax.runs.prepare import Setup, prepare
 from prefix_jax.runs.programs import train_program
@@ -118,10 +118,6 @@ def _train(setup: Setup, place: Place, console: Console | None) -> Outcome:
     return outcome
 
 
-def _shared_signals() -> Callable[[int], bool] | None:
-    return reached_preemption_sync_point if jax.process_count() > 1 else None
-
-
 class _Run:
     """The loop and what it carries from step to step."""
 
@@ -141,6 +137,7 @@ class _Run:
             "validation rows": held_out.fingerprint,
         }
         check_alike(self.fingerprints)
+        check_saving(config.train)
         params = setup.initial_params(rows)
         trainable, frozen = split(params, config.train.method)
         optimizer, self.step = train_program(config, setup.mesh)
@@ -181,8 +178,9 @@ class _Run:
         config, steps = self.config.train, self.config.train.steps
         start = step = int(self.state.step)
         pending = None
+        shared = reached_preemption_sync_point if jax.process_count() > 1 else None
         with (
-            Interrupt(_shared_signals()) as interrupt,
+            Interrupt(shared) as interrupt,
             TrainingProgress(config.method, steps, start, self.console) as progress,
             self.watchdog,
         ):
@@ -214,14 +212,14 @@ class _Run:
                     pending = None
                 if evaluate:
                     self._validate(step, log, progress)
-                if save or self._finished(step):
-                    self._save(step, checkpoints, log, progress)
+                last = self._finished(step)
+                if save or last:
+                    self._save(step, checkpoints, log, progress, last=last)
             if pending:
                 self._report(*pending, log, progress)
             finished = self._finished(step)
             if not finished:
-                self._save(step, checkpoints, log, progress)
-                checkpoints.wait()
+                self._save(step, checkpoints, log, progress, last=True)
                 self.say(
                     f"stopped at step {step} of {steps}, saved; "
                     "run the same command again to go on"
@@ -286,8 +284,8 @@ class _Run:
             with self._saving():
                 log.write(step, "train", values)
 
-    def _saving(self):
-        return saving(self.config.train, self.say)
+    def _saving(self, must: bool = False):
+        return saving(self.config.train, self.say, must)
 
     def _validate(self, step, log, progress) -> None:
         started = time.monotonic()
@@ -305,8 +303,8 @@ class _Run:
             log.write(step, "validation", values)
         mark = ""
         self.since_best += 1
-        if step == 0 or result.loss < self.best.loss:
-            with self._saving():
+        if step == 0 or result.loss < np.nan_to_num(self.best.loss, nan=np.inf):
+            with self._saving(must=step == 0):
                 self._keep("best", {"validation_loss": result.loss, "step": step})
                 # Only now: what could not be kept is not the best that there is.
                 self.best, self.since_best, mark = result, 0, "  best so far"
@@ -323,7 +321,8 @@ class _Run:
         params = merge(self.state.trainable, self.frozen)
         save_result(self.place.folder / name, self.setup, params, scores)
 
-    def _save(self, step, checkpoints, log, progress) -> None:
+    def _save(self, step, checkpoints, log, progress, *, last=False) -> None:
+        """`last`: nothing tries again, so it must not fail, and is waited for."""
         started = time.monotonic()
         # A checkpoint that is not finite would end every later call as well.
         kept = folded(merge(self.state.trainable, self.frozen))
@@ -334,7 +333,7 @@ class _Run:
                 f"before is kept in {self.place.home}"
             )
         self.seconds = started - self.started
-        with self._saving():
+        with self._saving(must=last or step == 0):
             log.flush()
             self.place.keep()  # before the checkpoint, which goes on from these lines
             meta = {
@@ -345,5 +344,7 @@ class _Run:
             }
             checkpoints.save(step, self.state, self.batches.get_state(), meta)
             self._keep("last", {"step": step})
+            if last:
+                checkpoints.wait()
         self.watchdog.feed()
         progress.pause(time.monotonic() - started)

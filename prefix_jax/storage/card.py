@@ -113,7 +113,9 @@ def _prompts(metadata: Metadata) -> str:
         what = f"the likeliest of the words in {words}, a space before them, is the "
         what += "label."
     separator = metadata.recorded("data.separator")
-    after = "the tokenizer's begin token" if separator is None else f"`{separator!r}`"
+    after = (
+        "the tokenizer's begin token" if separator is None else f"`` {separator!r} ``"
+    )
     return (
         f"A prompt is a source,{linearised} with a space before it and {after} "
         f"after it; {what} (In Python `pj.encode_prompts` makes prompts "

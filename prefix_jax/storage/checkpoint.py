@@ -12,10 +12,11 @@ Names, not Python classes, tie the arrays to the state (`state_arrays`).
 """
 
 import contextlib
+import errno
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from shutil import rmtree
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -40,6 +41,12 @@ from prefix_jax.storage.versions import library_versions
 
 FORMAT = 2
 _ITEMS = ("state", "data", "meta")
+_OUT_OF_REACH = {
+    *(errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ECONNRESET, errno.ENOTCONN),
+    *(errno.EMFILE, errno.ENFILE, errno.ENOMEM),
+}
+_NO_DAMAGE = ("RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED")
+"""TensorStore's and the device's words for what may be well another time."""
 
 
 class Restored(NamedTuple):
@@ -59,10 +66,10 @@ class _DamagedError(Exception):
 class Checkpoints:
     """The checkpoints in `workdir/checkpoints`, the last `keep` of them.
 
-    Writing goes on in the background: what fails there is raised by the next `save` or
-    `wait`, or on leaving the context. A process killed while writing leaves the
-    checkpoints before as they were, and a damaged one is passed over for the one before
-    it. All processes of a run make and use one alike.
+    Writing goes on in the background: what fails there is raised by the next `save`,
+    `wait` or `check`, or on leaving the context. A process killed while writing leaves
+    the checkpoints before as they were, and a damaged one is passed over for the one
+    before it. All processes of a run make and use one alike.
 
         with Checkpoints(workdir, backbone_fingerprint=...) as checkpoints:
             restored = checkpoints.restore(state)
@@ -114,6 +121,10 @@ class Checkpoints:
     ) -> None:
         try:
             self.wait()
+        except OSError as failure:
+            if error is None:
+                raise
+            error.add_note(str(failure))  # of the two, what came first is the cause
         finally:
             self._manager.close()
 
@@ -167,12 +178,13 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Blocks until all is on disk; raises OSError where writing failed."""
+        # Forgotten whatever happens: of a write that failed there is nothing to sync.
+        fresh, self._fresh = self._fresh, None
         try:
             self._manager.wait_until_finished()
             # Orbax leaves it to the system when to write what it has handed over.
-            if self._fresh is not None and is_first():
-                _to_disk(self.folder / str(self._fresh))
-            self._fresh = None
+            if fresh is not None and is_first():
+                _to_disk(self.folder / str(fresh))
         except Exception as error:
             raise self._not_written(error) from error
 
@@ -191,20 +203,24 @@ class Checkpoints:
         differs; and where all are damaged.
         """
         self.wait()
-        damaged: list[str] = []
+        damaged: dict[int, str] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 restored = self._restore(step, like)
             except _DamagedError as error:
-                aside = self._set_aside(step)
-                damaged.append(f"the checkpoint of step {step} {error}: now {aside}")
-            else:
-                return restored._replace(damaged=tuple(damaged))
-        if damaged:
+                damaged[step] = f"the checkpoint of step {step} {error}"
+                continue
+            # Only now: without any, the next call must find what this one found.
+            asides = [self._set_aside(one) for one in damaged]
+            said = zip(damaged.values(), asides, strict=True)
+            return restored._replace(damaged=tuple(f"{a}: now {b}" for a, b in said))
+        earlier = [path.name for path in self.folder.glob("damaged_*")]
+        if damaged or earlier:
             raise InputError(
-                f"no checkpoint in {self.folder} is whole: {'; '.join(damaged)}. Copy "
-                "the run again from where there is a good one, or start anew with "
-                "another --workdir"
+                f"no checkpoint in {self.folder} is whole: "
+                f"{'; '.join([*damaged.values(), *sorted(earlier)])}. Copy the run "
+                "again from where there is a good one, or start anew with another "
+                "--workdir"
             )
         return None
 
@@ -254,11 +270,13 @@ class Checkpoints:
         """Out of Orbax's sight, for it would not write over it."""
         aside = self.folder / f"damaged_{step}"
         sync_global_devices("damage")  # all have read it
-        if is_first():
-            if aside.exists():
-                shutil.rmtree(aside)
-            (self.folder / str(step)).rename(aside)
-        sync_global_devices("set aside")
+        try:
+            if is_first():
+                if aside.exists():
+                    aside.rmtree() if isinstance(aside, epath.Path) else rmtree(aside)
+                (self.folder / str(step)).rename(aside)
+        finally:
+            sync_global_devices("set aside")
         self._manager.reload()
         return aside
 
@@ -287,14 +305,16 @@ class Checkpoints:
 
 @contextlib.contextmanager
 def _read(what: str) -> Iterator[None]:
-    """Damaged files fail in any way there is."""
+    """Damaged files fail in any way there is; so does a disk that is out of reach."""
     try:
         yield
     except (InputError, MemoryError, PermissionError):
         raise
     except Exception as error:
-        if "RESOURCE_EXHAUSTED" in str(error):  # the device's memory
+        if isinstance(error, OSError) and error.errno in _OUT_OF_REACH:
             raise
+        if any(word in str(error) for word in _NO_DAMAGE):
+            raise OSError(f"{what} cannot be read: {first_line(error)}") from error
         # TensorStore's details are a function, not a text.
         said = first_line(error).partition(" See full TensorStore")[0][:200]
         raise _DamagedError(f"is damaged ({what} cannot be read: {said})") from error

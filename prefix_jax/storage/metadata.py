@@ -5,7 +5,7 @@
       adapter_model.safetensors    PEFT's tensor (see peft_layout)
       prefix_jax.json              what PEFT has no field for: how the text sees it,
                                    backbone, what its prompts are; scores and recipe
-                                   as a record that nothing reads
+                                   (of which `Metadata.recorded` reads)
       SHA256SUMS                   checksums of these (see seal)
       README.md                    its card, if it was exported (see exporting)
 
@@ -18,6 +18,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
+from prefix_jax.checks import check
+from prefix_jax.config import FIELDS
 from prefix_jax.errors import (
     NEAR_NAME,
     InputError,
@@ -93,11 +95,15 @@ class Metadata:
     def recorded(self, name: str, default: Any = None) -> Any:
         """A value of the recipe, such as `data.labels`; `default` where there is none.
 
-        The rest of the recipe is not read: it may be of a later version.
+        The rest of the recipe is not read: it may be of a later version. Raises
+        InputError for a value that the field does not take.
         """
         section, _, field = name.partition(".")
         fields = (self.recipe or {}).get(section)
-        return fields.get(field, default) if isinstance(fields, dict) else default
+        value = fields.get(field, default) if isinstance(fields, dict) else default
+        value = tuple(value) if isinstance(value, list) else value  # JSON has no tuples
+        check(f"the recipe of the prefix: {name}", value, FIELDS[name])
+        return value
 
     @property
     def tensors(self) -> str:

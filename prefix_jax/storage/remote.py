@@ -101,6 +101,8 @@ def at_hand(workdir: Path, names: Sequence[str] = ()) -> Iterator[Place]:
             yield place
             place.keep()
         except InputError as error:
+            with contextlib.suppress(OSError):
+                place.keep()  # what the message speaks of
             raise InputError(str(error).replace(folder, address)) from error
 
 

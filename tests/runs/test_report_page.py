@@ -143,7 +143,10 @@ def test_a_sweep_is_its_runs(run, tmp_path):
     page = made(tmp_path, folder)
     table = next(t for name, t in page.tables.items() if name.startswith("What was"))
     assert [row[0] for row in table[2:]] == names[:2]
-    for wrong in ("{}", '{"cells": []}', '{"cells": [{"folder": "../mine"}]}'):
+    outside = (
+        json.dumps({"cells": [{"folder": name}]}) for name in ("../mine", "..", "")
+    )
+    for wrong in ("{}", '{"cells": []}', *outside):
         (folder / "sweep.json").write_text(wrong)
         with pytest.raises(InputError, match=r"sweep\.json is not what"):
             made(tmp_path, folder)

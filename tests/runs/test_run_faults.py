@@ -141,6 +141,51 @@ def test_or_training_goes_on(config, finished, tmp_path, full_disk):
         assert (one.keys == other.keys).all()
 
 
+def test_what_must_not_fail_does_not_go_on(config, tmp_path, monkeypatch):
+    """The first and the last: without them there is nothing that could try again."""
+    tolerant = with_train(config, on_save_error="continue")
+    for name, steps in (("start", {0}), ("end", {config.train.steps})):
+        with monkeypatch.context() as patch:
+            save = Checkpoints.save
+
+            def fails(self, step, *rest, steps=steps, save=save):
+                if step in steps:
+                    raise OSError(errno.ENOSPC, "No space left on device")
+                return save(self, step, *rest)
+
+            patch.setattr(Checkpoints, "save", fails)
+            with pytest.raises(OSError, match="No space left"):
+                train(tolerant, tmp_path / name, quiet())
+    # The same command, with room, has the end that it would have had.
+    assert train(tolerant, tmp_path / "end", quiet()).finished
+
+
+def test_a_start_without_a_number_can_be_bettered(config, tmp_path, monkeypatch):
+    measured = train_module.Validator.__call__
+
+    def nan_at_first(self, backbone, prefix, step=0, *rest):
+        found = measured(self, backbone, prefix, step, *rest)
+        return dataclasses.replace(found, loss=math.nan) if step == 0 else found
+
+    monkeypatch.setattr(train_module.Validator, "__call__", nan_at_first)
+    outcome = train(config, tmp_path, quiet())
+    assert outcome.best.step > 0 and math.isfinite(outcome.best.loss)
+
+
+def test_a_batch_that_cannot_be_kept_is_judged_all_the_same(
+    config, tmp_path, monkeypatch
+):
+    faults = Faults(prepare(config), tmp_path, lambda text: None)
+
+    def fails(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(faults, "_keep", fails)
+    values = {"skipped": 1.0, "loss": math.nan, "objective": math.nan, "grad_norm": 1.0}
+    with pytest.raises(InputError, match=r"could not be kept: .*No space.*Look at"):
+        faults.judge(3, values, {})
+
+
 def test_a_damaged_checkpoint_is_passed_over(config, finished, tmp_path, monkeypatch):
     put_batch, number = train_module.put_batch, iter(range(100))
 
