@@ -8,12 +8,14 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
 from prefix_jax.config import TrainConfig
 from prefix_jax.errors import InputError, first_line
+from prefix_jax.learning.split import finite
 from prefix_jax.runs.prepare import Setup
 from prefix_jax.storage.files import write_text
 
@@ -32,6 +34,7 @@ class Faults:
     loss or gradient are not finite (`learning.step`)."""
 
     def __init__(self, setup: Setup, workdir: Path, say: Callable[[str], None]):
+        _check_saving(setup.config.train)
         self._setup, self._folder, self._say = setup, workdir / "faults", say
         self.skipped = 0
         """Steps passed over so far, over all calls."""
@@ -136,7 +139,20 @@ class Watchdog:
             )
 
 
-def check_saving(config: TrainConfig) -> None:
+def check_finite(step: int, trained: Any, home: object) -> None:
+    """InputError for a pytree that is trained with NaN or infinity in it.
+
+    `home`: where the checkpoints are.
+    """
+    if not finite(trained):
+        raise InputError(
+            f"at step {step} what is trained is NaN or infinite: it diverged; lower "
+            "optim.learning_rate and use another --workdir. The checkpoint before is "
+            f"kept in {home}"
+        )
+
+
+def _check_saving(config: TrainConfig) -> None:
     """InputError where several processes are to go on after what cannot be written."""
     if config.on_save_error == "continue" and jax.process_count() > 1:
         raise InputError(

@@ -1,5 +1,6 @@
 """What a run leaves behind: a prefix in PEFT's layout, or a tuned backbone."""
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -15,8 +16,26 @@ from prefix_jax.model.kv import KV
 from prefix_jax.model.loading import load_backbone
 from prefix_jax.model.weights import save_backbone
 from prefix_jax.runs.prepare import Setup, how_to_load
+from prefix_jax.runs.validate import Validation
 from prefix_jax.storage.artifact import load_prefix, save_prefix
 from prefix_jax.storage.files import replaced
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a call of `train` ended."""
+
+    step: int
+    best: Validation
+    trained: int
+    """Numbers trained."""
+    share: float
+    """Of the backbone's parameters."""
+    seconds: float
+    """Wall time up to the last checkpoint, over all calls: compilation, steps,
+    validations and saving."""
+    finished: bool
+    """False after Ctrl-C or SIGTERM: the same command goes on from `step`."""
 
 
 def save_result(folder: Path, setup: Setup, params: Params, scores: dict) -> None:

@@ -23,46 +23,30 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from jax.experimental.multihost_utils import reached_preemption_sync_point
+from jax.experimental import multihost_utils
 from rich.console import Console
 
 from prefix_jax.config import Config
 from prefix_jax.distributed import check_alike, is_first
 from prefix_jax.errors import InputError
 from prefix_jax.learning.optim import make_schedule
-from prefix_jax.learning.split import Params, count, finite, folded, merge, split
+from prefix_jax.learning.split import Params, count, folded, merge, split
 from prefix_jax.learning.step import TrainState, init_train_state
 from prefix_jax.mesh import put, put_batch
-from prefix_jax.runs.faults import Faults, Watchdog, check_saving, saving
+from prefix_jax.runs.faults import Faults, Watchdog, check_finite, saving
 from prefix_jax.runs.interrupt import Interrupt
 from prefix_jax.runs.prepare import Setup, prepare
 from prefix_jax.runs.programs import train_program
 from prefix_jax.runs.progress import TrainingProgress, screen
 from prefix_jax.runs.record import alone_in, check_folder, check_run, write_record
-from prefix_jax.runs.result import save_result
+from prefix_jax.runs.result import Outcome, save_result
 from prefix_jax.runs.samples import SampleLog
 from prefix_jax.runs.validate import Validation, Validator
+from prefix_jax.seal import check_seal
 from prefix_jax.storage.checkpoint import Checkpoints
 from prefix_jax.storage.files import recover
 from prefix_jax.storage.log import MetricsLog, plot_curves
 from prefix_jax.storage.remote import Place, at_hand
-
-
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-    """How a call of `train` ended."""
-
-    step: int
-    best: Validation
-    trained: int
-    """Numbers trained."""
-    share: float
-    """Of the backbone's parameters."""
-    seconds: float
-    """Wall time up to the last checkpoint, over all calls: compilation, steps,
-    validations and saving."""
-    finished: bool
-    """False after Ctrl-C or SIGTERM: the same command goes on from `step`."""
 
 
 def train(config: Config, workdir: Path, console: Console | None = None) -> Outcome:
@@ -137,7 +121,6 @@ class _Run:
             "validation rows": held_out.fingerprint,
         }
         check_alike(self.fingerprints)
-        check_saving(config.train)
         params = setup.initial_params(rows)
         trainable, frozen = split(params, config.train.method)
         optimizer, self.step = train_program(config, setup.mesh)
@@ -178,9 +161,9 @@ class _Run:
         config, steps = self.config.train, self.config.train.steps
         start = step = int(self.state.step)
         pending = None
-        shared = reached_preemption_sync_point if jax.process_count() > 1 else None
+        shared = multihost_utils.reached_preemption_sync_point
         with (
-            Interrupt(shared) as interrupt,
+            Interrupt(shared if jax.process_count() > 1 else None) as interrupt,
             TrainingProgress(config.method, steps, start, self.console) as progress,
             self.watchdog,
         ):
@@ -259,8 +242,7 @@ class _Run:
         step = int(self.state.step)
         # The process may have been killed between the checkpoint and this.
         self._keep("last", {"step": step})
-        if is_first():
-            recover(self.place.folder / "best")
+        self._check_best(step)
         log.truncate_after(step)
         self.samples.truncate_after(step)
         if not self._finished(step):
@@ -269,11 +251,31 @@ class _Run:
             self.say(f"{self.place.home} is already trained to step {step}")
         return True
 
+    def _check_best(self, step: int) -> None:
+        """What is damaged in `best` is written anew, replaced later, or an error."""
+        best = self.place.folder / "best"
+        if is_first():
+            recover(best)
+        multihost_utils.sync_global_devices("best")
+        try:
+            check_seal(best)
+        except InputError as error:
+            if self.best.step == step:
+                self.say(f"warning: {error}\nwritten again from the checkpoint")
+                self._keep("best", {"validation_loss": self.best.loss, "step": step})
+                return
+            if self._finished(step):
+                raise
+            self.say(f"warning: {error}\nthe next validation's takes its place")
+            self.best = dataclasses.replace(self.best, loss=np.nan)
+
     def _report(self, step, metrics, batch, log, progress) -> None:
         values = {name: float(value) for name, value in metrics.items()}
         # Of several processes each knows its own rows, which are alike.
         tokens = int(batch["mask"].sum()) * jax.process_count()
         progress.step(step, values["loss"], tokens)
+        if values["skipped"]:
+            self._check_finite(step)
         counts = self.faults.judge(step, values, batch)
         if counts:
             del values["skipped"]
@@ -325,13 +327,7 @@ class _Run:
         """`last`: nothing tries again, so it must not fail, and is waited for."""
         started = time.monotonic()
         # A checkpoint that is not finite would end every later call as well.
-        kept = folded(merge(self.state.trainable, self.frozen))
-        if not finite((self.state.trainable, kept)):
-            raise InputError(
-                f"at step {step} what is trained is NaN or infinite: it diverged; "
-                "lower optim.learning_rate and use another --workdir. The checkpoint "
-                f"before is kept in {self.place.home}"
-            )
+        self._check_finite(step)
         self.seconds = started - self.started
         with self._saving(must=last or step == 0):
             log.flush()
@@ -348,3 +344,7 @@ class _Run:
                 checkpoints.wait()
         self.watchdog.feed()
         progress.pause(time.monotonic() - started)
+
+    def _check_finite(self, step: int) -> None:
+        kept = folded(merge(self.state.trainable, self.frozen))
+        check_finite(step, (self.state.trainable, kept), self.place.home)

@@ -10,8 +10,8 @@ from prefix_jax.data_config import Split
 from prefix_jax.runs.evaluate import score
 from prefix_jax.runs.evaluation import Evaluation, write_evaluation
 from prefix_jax.runs.prepare import Setup
-from prefix_jax.runs.result import load_result
-from prefix_jax.runs.train import Outcome, train_prepared
+from prefix_jax.runs.result import Outcome, load_result
+from prefix_jax.runs.train import train_prepared
 from prefix_jax.runs.validate import Written
 
 

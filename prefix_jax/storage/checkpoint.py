@@ -14,6 +14,7 @@ Names, not Python classes, tie the arrays to the state (`state_arrays`).
 import contextlib
 import errno
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from shutil import rmtree
@@ -243,6 +244,8 @@ class Checkpoints:
             if digest != record["digests"].get(name):
                 raise _DamagedError(f"is damaged ({name} is not what was saved)")
         state = from_arrays(found["state"], like)
+        if int(state.step) != step:
+            raise _DamagedError(f"is damaged (it is of step {int(state.step)})")
         return Restored(state, data_state, record["run"], ())
 
     def _read_json(self, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -295,10 +298,14 @@ class Checkpoints:
             )
 
     def _not_written(self, error: Exception) -> OSError:
+        said = first_line(error)[:300]
+        # The reason may stand behind a long list of what Orbax was about to do.
+        for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO):
+            said = os.strerror(number) if os.strerror(number) in str(error) else said
         complete = sorted(int(p.name) for p in self.folder.glob("*") if is_step(p))
         return OSError(
             f"a checkpoint could not be written in {self.folder} "
-            f"({first_line(error)[:300]}); steps there: "
+            f"({said}); steps there: "
             f"{', '.join(map(str, complete)) or 'none'}"
         )
 

@@ -5,6 +5,7 @@ import errno
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from prefix_jax.learning.split import finite
 from prefix_jax.runs.faults import MOST_IN_A_ROW, WINDOW, Faults
 from prefix_jax.runs.prepare import prepare
 from prefix_jax.runs.train import train
+from prefix_jax.seal import check_seal
 from prefix_jax.storage.artifact import load_prefix
 from prefix_jax.storage.checkpoint import Checkpoints
 from runs.support import Crash, lines, quiet, recipe, run_cli
@@ -184,6 +186,30 @@ def test_a_batch_that_cannot_be_kept_is_judged_all_the_same(
     values = {"skipped": 1.0, "loss": math.nan, "objective": math.nan, "grad_norm": 1.0}
     with pytest.raises(InputError, match=r"could not be kept: .*No space.*Look at"):
         faults.judge(3, values, {})
+
+
+def test_a_damaged_best_is_written_again_or_replaced(config, finished, tmp_path):
+    """From the checkpoint of its step; else the next validation's takes its place."""
+    done, weights = tmp_path / "done", "adapter_model.safetensors"
+    shutil.copytree(finished, done)
+    best = train(config, done, quiet()).best.step
+    whole = (done / "best" / weights).read_bytes()
+    (done / "best" / weights).write_bytes(whole[:-1])
+    console = quiet()
+    if best == config.train.steps:
+        train(config, done, console)
+        assert "written again from the checkpoint" in console.file.getvalue()
+        assert (done / "best" / weights).read_bytes() == whole
+    earlier = sorted(done.glob("checkpoints/[0-9]*"), key=lambda path: int(path.name))
+    shutil.rmtree(earlier[-1])
+    (done / "best" / weights).write_bytes(whole[:-1])
+    console = quiet()
+    outcome = train(config, done, console)
+    said = console.file.getvalue()
+    assert "is not what was written" in said and outcome.best.step > int(
+        earlier[0].name
+    )
+    check_seal(done / "best")
 
 
 def test_a_damaged_checkpoint_is_passed_over(config, finished, tmp_path, monkeypatch):
