@@ -81,7 +81,7 @@ class PrefixConfig(Section):
     @property
     def longest(self) -> int | None:
         """Positions of the layer that has the most; None: as what it starts from."""
-        return self.length if self.lengths is None else max(self.lengths)
+        return self.length if self.lengths is None else max(self.lengths, default=0)
 
     def _check_start(self):
         for init, given, example in (

@@ -62,6 +62,11 @@ def test_a_typo_in_a_choice_is_refused_and_every_choice_is_taken(kind, name, val
         assert f'did you mean "{value}"?' in message
 
 
+def test_no_lengths_at_all_are_refused():
+    with pytest.raises(InputError, match=r"prefix\.lengths is \(\); expected"):
+        PrefixConfig(lengths=(), init="random")
+
+
 def test_a_typo_in_a_list_of_choices_is_refused():
     with pytest.raises(InputError, match=r'score.metrics\[1\] is "blue".*"bleu"\?'):
         ScoreConfig(metrics=("ter", "blue"))
