@@ -102,7 +102,8 @@ class TrainConfig(Section):
     is kept in workdir/faults. Then the run ends, or goes on without it."""
     on_save_error: Literal["stop", "continue"] = "stop"
     """What cannot be written (a full disk) ends the run, or is only said: the next
-    checkpoint tries again."""
+    checkpoint tries again. The first and the last must be written; and where several
+    processes train, all."""
     watchdog: Positive | None = None
     """Seconds without a step, validation batch or checkpoint after which the process
     prints where it stands and ends. None: half an hour where several processes wait for
