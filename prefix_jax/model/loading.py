@@ -169,6 +169,14 @@ def _with_ends(
             f"the tokenizer in {place} cannot be read ({first_line(error)}); copy or "
             "download its files again"
         ) from error
+    model = tokenizer.backend_tokenizer.model
+    unknown = getattr(model, "unk_token", None)
+    # Only a text that has an unknown letter would fail, in the middle of some run.
+    if unknown is not None and model.token_to_id(unknown) is None:
+        raise InputError(
+            f"the tokenizer in {place} writes {shortened(unknown)!r} for what it does "
+            "not know, which is no token of its own; mend unk_token in its files"
+        )
     for role in ("bos_token", "eos_token"):
         if getattr(tokenizer, role) is None:
             if END not in tokenizer.get_vocab():
