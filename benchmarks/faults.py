@@ -36,7 +36,7 @@ STEPS = 12
 UNSAID = "NOT SAID: "
 PATIENCE = 300
 """Seconds after which a process counts as hanging for ever, and is killed."""
-WATCHDOG = 20
+WATCHDOG = 60
 """Seconds of `train.watchdog` where a process hangs."""
 
 
@@ -110,8 +110,10 @@ class Runs:
             time.sleep(0.02)
 
     def until_step(self, step: int) -> None:
-        """Wait until it is logged."""
+        """Wait until it is logged; the fault is to hit a run that is well."""
         self.until(lambda: self.step() >= step)
+        if self.step() < step or any(p.poll() is not None for p in self._processes):
+            raise SystemExit(f"it did not come to step {step}: {self.said('error')}")
 
     def close(self) -> None:
         """No process outlives the benchmark."""
