@@ -30,6 +30,7 @@ from tempfile import TemporaryDirectory
 from kill_resume import RECIPE, outcome
 from reports import write_report
 
+from prefix_jax.errors import shortened
 from prefix_jax.storage.log import read_metrics
 
 STEPS = 12
@@ -467,8 +468,8 @@ def table(found: Sequence[Found]) -> str:
     for one in found:
         statuses = ", ".join(map(str, one.statuses))
         seconds = ", ".join(f"{s:g} s" for s in one.seconds)
-        said = f"`{one.said}`" if one.said else ""
-        cells = (one.fault, statuses, seconds, said.replace("|", r"\|"), one.went_on)
+        said = shortened(one.said, 160).replace("|", r"\|")
+        cells = one.fault, statuses, seconds, f"`{said}`" if said else "", one.went_on
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

@@ -57,7 +57,14 @@ def check_run(config: Config, workdir: Path) -> None:
     check_folder(workdir)
     if (workdir / "config.json").exists():
         record = {"config": config.resolved().to_dict(), "fingerprints": {}}
-        _check_same(read_record(workdir), record, workdir)
+        try:
+            there = read_record(workdir)
+        except InputError as error:
+            raise InputError(
+                f"{error}. If this command has the run's own options, remove that "
+                "file: training writes it anew and goes on from the checkpoints"
+            ) from error
+        _check_same(there, record, workdir)
 
 
 @contextlib.contextmanager

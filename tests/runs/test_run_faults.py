@@ -188,6 +188,19 @@ def test_a_batch_that_cannot_be_kept_is_judged_all_the_same(
         faults.judge(3, values, {})
 
 
+def test_a_run_goes_on_without_its_record(config, finished, tmp_path):
+    """As the message about a damaged one says."""
+    workdir = tmp_path / "run"
+    shutil.copytree(finished, workdir)
+    record = (workdir / "config.json").read_text()
+    (workdir / "config.json").write_text("{")
+    with pytest.raises(InputError, match=r"not JSON.*remove that file"):
+        train(config, workdir, quiet())
+    (workdir / "config.json").unlink()
+    assert train(config, workdir, quiet()).step == config.train.steps
+    assert json.loads((workdir / "config.json").read_text()) == json.loads(record)
+
+
 def test_a_damaged_best_is_written_again_or_replaced(config, finished, tmp_path):
     """From the checkpoint of its step; else the next validation's takes its place."""
     done, weights = tmp_path / "done", "adapter_model.safetensors"
