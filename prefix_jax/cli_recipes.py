@@ -141,6 +141,8 @@ def train(arguments: list[str]) -> int:
 
 def _foretell(config: Config) -> None:
     """Say before the training what `evaluate` would refuse after it."""
+    if not config.score.metrics:  # a task's usual scores are always there
+        return
     from prefix_jax.scoring.metrics import metrics_of
 
     try:

@@ -53,18 +53,12 @@ def sweep(arguments: list[str]) -> int:
     options = with_recipe(Sweep, "sweep", arguments)
     grid = _grid(options.grid)
     check_alone("sweep")
-    config, axes = (
-        config_of(options),
-        (options.sizes, options.subsamples, options.seeds),
-    )
-    if options.dry_run:
-        from prefix_jax.runs.evaluate import check_limit
-        from prefix_jax.runs.grid import make_cells
-        from prefix_jax.scoring.metrics import metrics_of
+    from prefix_jax.runs.sweep import plan, sweep
 
-        check_limit(options.limit)
-        metrics_of(config.data.task, config.score.metrics)
-        cells = make_cells(config, grid, *axes)
+    config, limit = config_of(options), options.limit
+    axes = grid, options.sizes, options.subsamples, options.seeds
+    if options.dry_run:
+        cells = plan(config, *axes, limit=limit)
         recipe = arguments[0]
         changed = _changed(load_recipe(Path(recipe)), config)
         for cell in cells:
@@ -73,8 +67,6 @@ def sweep(arguments: list[str]) -> int:
             print(shlex.join(["prefix-jax", "train", recipe, *own]))
         print(f"{len(cells):,} cells")
         return 0
-    from prefix_jax.runs.sweep import sweep
-
     points = sweep(
         config,
         options.workdir,
@@ -83,7 +75,7 @@ def sweep(arguments: list[str]) -> int:
         subsamples=options.subsamples,
         seeds=options.seeds,
         split=options.split,
-        limit=options.limit,
+        limit=limit,
     )
     if points is None:
         return stopped_status()

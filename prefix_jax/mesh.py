@@ -124,6 +124,23 @@ def layout(tree: PyTree, mesh: Mesh) -> PyTree[NamedSharding]:
     return jax.tree_util.tree_map_with_path(place, tree)
 
 
+def shared_by(mesh: Mesh) -> str:
+    """How many devices and processes share a batch, in words: what a sum depends on."""
+    devices, processes = mesh.size, jax.process_count()
+    of = f" of {processes} processes" if processes > 1 else ""
+    return f"{devices} device{'s' * (devices > 1)}{of}"
+
+
+def elsewhere(before: str | None, now: str) -> str:
+    """What it means to go on `shared_by` others; empty where they are as before."""
+    if before in (None, now):
+        return ""
+    return (
+        f"going on with {now}, before with {before}: the order of the data is the "
+        "same, and values are to f32 rounding"
+    )
+
+
 def put(tree: PyTree, mesh: Mesh) -> PyTree[jax.Array]:
     """The arrays of a tree on the devices, as `layout` has them.
 

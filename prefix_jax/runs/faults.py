@@ -35,7 +35,7 @@ class Faults:
 
     def __init__(self, setup: Setup, workdir: Path, say: Callable[[str], None]):
         _check_saving(setup.config.train)
-        self._setup, self._folder, self._say = setup, workdir / "faults", say
+        self._setup, self._folder, self.say = setup, workdir / "faults", say
         self.skipped = 0
         """Steps passed over so far, over all calls."""
         self._in_a_row = 0
@@ -75,7 +75,7 @@ class Faults:
                 f"{what}, nor from the {MOST_IN_A_ROW - 1} before: it diverged. Lower "
                 "optim.learning_rate and use another --workdir"
             )
-        self._say(f"warning: {what}; {self.skipped} such steps so far")
+        self.say(f"warning: {what}; {self.skipped} such steps so far")
         return False
 
     def _watch(self, step: int, loss: float) -> None:
@@ -86,7 +86,7 @@ class Faults:
                 abs(loss - usual) for loss in self._losses
             )
             if deviation and loss > usual + SPIKE * deviation:
-                self._say(
+                self.say(
                     f"step {step:>6}  loss {loss:.4f} is a spike: the last {WINDOW} "
                     f"had {usual:.4f}, give or take {deviation:.4f}"
                 )

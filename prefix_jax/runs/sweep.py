@@ -68,9 +68,7 @@ def sweep(
     other. None if it was interrupted. Raises InputError for axes that cannot be.
     """
     console = console or Console()
-    check_limit(limit)
-    metrics_of(config.data.task, config.score.metrics)
-    cells = make_cells(config, grid or {}, sizes, subsamples, seeds)
+    cells = plan(config, grid or {}, sizes, subsamples, seeds, limit=limit)
     check_folder(workdir)
     _check_recipe(workdir, config)
     loaded = prepare(config)
@@ -99,6 +97,21 @@ def sweep(
     if picture := plot_summary(points, split, workdir / "sweep.png"):
         console.print(f"picture: {picture}", highlight=False)
     return points
+
+
+def plan(
+    config: Config,
+    grid: Mapping[str, Sequence[object]],
+    sizes: Sequence[int],
+    subsamples: int | None,
+    seeds: Sequence[int],
+    *,
+    limit: int | None,
+) -> list[Cell]:
+    """The cells of a sweep with these arguments; raises InputError as `sweep`."""
+    check_limit(limit)
+    metrics_of(config.data.task, config.score.metrics)
+    return make_cells(config, grid, sizes, subsamples, seeds)
 
 
 def _run(

@@ -32,7 +32,7 @@ from prefix_jax.errors import InputError
 from prefix_jax.learning.optim import make_schedule
 from prefix_jax.learning.split import Params, count, folded, merge, split
 from prefix_jax.learning.step import TrainState, init_train_state
-from prefix_jax.mesh import put, put_batch
+from prefix_jax.mesh import elsewhere, put, put_batch, shared_by
 from prefix_jax.runs.faults import Faults, Watchdog, check_finite, saving
 from prefix_jax.runs.interrupt import Interrupt
 from prefix_jax.runs.prepare import Setup, prepare
@@ -136,9 +136,11 @@ class _Run:
         self.best: Validation  # from the checkpoint, or the validation at the start
         self.since_best = 0  # validations
         self.faults = Faults(setup, place.folder, lambda text: self.say(text))
+        self._saving = functools.partial(saving, config.train, self.faults.say)
         self.watchdog = Watchdog(config.train)
         self.seconds: float  # of the last checkpoint
 
+        self.shared = shared_by(setup.mesh)
         self.trained = count(trainable)
         self.share = self.trained / count(setup.backbone)
         self.say(
@@ -147,12 +149,9 @@ class _Run:
             + f"validation {held_out.report}\n"
             f"method {config.train.method}: {self.trained:,} numbers trained, "
             f"{self.share:.2%} of the backbone's {count(setup.backbone):,}"
-            f"{self._devices()}"
+            + f"\n{self.shared} of {jax.device_count()} share each batch"
+            * (jax.device_count() > 1)
         )
-
-    def _devices(self) -> str:
-        used, there = self.setup.mesh.size, jax.device_count()
-        return "" if there == 1 else f"\n{used} of {there} devices share each batch"
 
     def go(self, checkpoints: Checkpoints, log: MetricsLog) -> Outcome:
         """From the last checkpoint, or the start, to the end or an interrupt."""
@@ -233,6 +232,8 @@ class _Run:
         self.state, meta = restored.state, restored.meta
         for damage in restored.damaged:
             self.say(f"warning: {damage}; going on from the one before")
+        if moved := elsewhere(meta.get("shared"), self.shared):
+            self.say(moved)
         self.batches.set_state(restored.data_state)
         self.best = Validation(**meta["best"])
         self.since_best = meta.get("since_best", 0)
@@ -286,9 +287,6 @@ class _Run:
             with self._saving():
                 log.write(step, "train", values)
 
-    def _saving(self, must: bool = False):
-        return saving(self.config.train, self.say, must)
-
     def _validate(self, step, log, progress) -> None:
         started = time.monotonic()
         params = merge(self.state.trainable, self.frozen)
@@ -337,6 +335,7 @@ class _Run:
                 "since_best": self.since_best,
                 "seconds": self.seconds,
                 "skipped": self.faults.skipped,
+                "shared": self.shared,
             }
             checkpoints.save(step, self.state, self.batches.get_state(), meta)
             self._keep("last", {"step": step})

@@ -46,8 +46,8 @@ _OUT_OF_REACH = {
     *(errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ECONNRESET, errno.ENOTCONN),
     *(errno.EMFILE, errno.ENFILE, errno.ENOMEM),
 }
-_NO_DAMAGE = ("RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED")
-"""TensorStore's and the device's words for what may be well another time."""
+_NO_DAMAGE = ("UNAVAILABLE", "DEADLINE_EXCEEDED")
+"""TensorStore's words for what may be well another time."""
 
 
 class Restored(NamedTuple):
@@ -319,6 +319,8 @@ def _read(what: str) -> Iterator[None]:
         raise
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _OUT_OF_REACH:
+            raise
+        if "RESOURCE_EXHAUSTED" in str(error):  # the device's memory
             raise
         if any(word in str(error) for word in _NO_DAMAGE):
             raise OSError(f"{what} cannot be read: {first_line(error)}") from error

@@ -9,7 +9,9 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from rounding import SUM
 
 import prefix_jax.runs.train as train_module
 from prefix_jax.errors import InputError
@@ -48,6 +50,28 @@ def test_crash_and_resume_equals_the_straight_run(
     assert (finished / "samples.jsonl").read_text() == (
         tmp_path / "run" / "samples.jsonl"
     ).read_text()
+
+
+@pytest.mark.parametrize(("first", "then"), [(1, 2), (2, 1)])
+def test_on_other_devices_it_goes_on_to_rounding_and_says_so(
+    config, finished, tmp_path, monkeypatch, first, then
+):
+    """The order of the data is the same; only sums are in another order."""
+    crash_at(6, monkeypatch)
+    with pytest.raises(Crash):
+        train(config.replaced({"mesh.data": first}), tmp_path, quiet())
+    console = quiet()
+    assert train(config.replaced({"mesh.data": then}), tmp_path, console).finished
+    said = " ".join(console.file.getvalue().split())
+    names = {1: "1 device", 2: "2 devices"}
+    assert f"going on with {names[then]}, before with {names[first]}:" in said
+    for one, other in zip(lines(finished), lines(tmp_path), strict=True):
+        assert one.keys() == other.keys()
+        for name, value in one.items():
+            if isinstance(value, str):
+                assert value == other[name]
+            else:
+                np.testing.assert_allclose(value, other[name], **SUM)
 
 
 def test_a_packed_run_resumes_exactly(config, tmp_path, monkeypatch):
