@@ -31,6 +31,7 @@ import multiprocessing
 import os
 import resource
 import statistics
+import sys
 import tempfile
 import time
 from multiprocessing.connection import Connection
@@ -127,6 +128,12 @@ def main() -> None:
         help="prepare all sides at once: sooner done on many cores; first steps are "
         "then upper bounds",
     )
+    parser.add_argument(
+        "--wait",
+        action="store_true",
+        help="for a line of standard input before the rounds: several runs can prepare "
+        "side by side, and take their time one after the other",
+    )
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES[:4]))
     parser.set_defaults(prefix_length=5)
     options = parser.parse_args()
@@ -156,6 +163,10 @@ def main() -> None:
             again = Side.start("ours", rows, options, cache).wait()
             first["ours, warm"] = again.first
             again.end()
+
+    if options.wait:
+        print("ready; press Enter when the machine is quiet", flush=True)
+        sys.stdin.readline()
 
     def turn(name: str) -> None:
         done[name].append(sides[name].run(options.steps))

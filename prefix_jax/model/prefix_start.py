@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from prefix_jax.errors import InputError
 from prefix_jax.model.backbone import Backbone
 from prefix_jax.model.kv import KV
+from prefix_jax.model.loading import leading_blank
 from prefix_jax.prefix_config import PrefixConfig
 
 
@@ -76,9 +77,9 @@ def start_tokens(
         if init == "words":
             tokens = tokenizer.encode(config.words, add_special_tokens=False)
         else:
-            # With the space that stands before a word inside a text.
+            blank = leading_blank(tokenizer)
             names = [
-                tokenizer.encode(f" {label.strip()}", add_special_tokens=False)
+                tokenizer.encode(f"{blank}{label.strip()}", add_special_tokens=False)
                 for label in config.labels
             ]
             tokens = _ends(names, length)
