@@ -150,6 +150,24 @@ def draw_decode(report: dict, path: Path) -> None:
             bars(axes, values, title)
 
 
+def draw_learning(report: dict, path: Path) -> None:
+    """Both losses by step; theirs dashed, over ours."""
+    losses = report["losses"]
+    with figure(path, (6.5, 3.2)) as drawn:
+        drawn.suptitle(
+            f"The same prefix, trained here and through PEFT: {where(report)}"
+        )
+        axes = drawn.subplots()
+        plain(axes)
+        steps = range(1, len(losses["ours"]) + 1)
+        axes.plot(steps, losses["ours"], color=COLOURS[0], linewidth=3, label="ours")
+        axes.plot(steps, losses["peft"], "--", color=COLOURS[1], label="PEFT")
+        axes.set_xlabel("step")
+        title = "training loss before the step, nats per target token"
+        axes.set_title(title, loc="left", fontsize=10)
+        axes.legend(frameon=False, fontsize=8)
+
+
 def where(report: dict) -> str:
     """The backbone and the devices, in a few words."""
     settings, devices = report["settings"], sorted(set(report["devices"]))
@@ -166,6 +184,7 @@ DRAW: dict[str, Callable[[dict, Path], None]] = {
     "methods": draw_methods,
     "train_step": draw_train_step,
     "decode": draw_decode,
+    "learning": draw_learning,
 }
 
 

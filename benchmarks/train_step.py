@@ -37,6 +37,7 @@ import time
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
+import jax
 import numpy as np
 from operations import ceiling, operations
 from reports import add_texts, gpt2_shape, make_parser, take_turns, write_report
@@ -55,7 +56,8 @@ def work(name: str, rows: list[Row], options, cache: str, pipe: Connection) -> N
     """
     if name != "peft":
         keep_freed_memory()
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
+    # Jax, imported by now, no longer reads its environment variable.
+    jax.config.update("jax_compilation_cache_dir", cache)
     if name == "ours":
         import train_ours as module
 

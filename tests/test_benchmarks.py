@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import importlib.util
 import json
 import math
 import runpy
@@ -240,6 +241,8 @@ def test_perplexity_is_that_of_every_window(
     text = tmp_path / "text.txt"
     text.write_text("".join(f"{document}\n{END}\n" for document in documents))
     arguments = ["perplexity.py", "--text", str(text), "--backbone", str(model_folder)]
+    if importlib.util.find_spec("torch"):
+        arguments.append("--torch")
     monkeypatch.setattr(sys, "argv", arguments)
     runpy.run_path(str(BENCHMARKS / "perplexity.py"), run_name="__main__")
     scores = json.loads(capsys.readouterr().out)
@@ -259,9 +262,52 @@ def test_perplexity_is_that_of_every_window(
     assert len(windows) > 1
     assert (scores["tokens"], scores["bytes"]) == (tokens, size)
     assert scores["loss_per_token"] == pytest.approx(nll / tokens, rel=SUM["rtol"])
+    if "--torch" in arguments:
+        assert scores["torch_loss_per_token"] == pytest.approx(
+            nll / tokens, rel=SUM["rtol"]
+        )
     assert scores["perplexity_per_byte"] == pytest.approx(
         math.exp(nll / size), rel=SUM["rtol"]
     )
+
+
+def test_peft_learns_the_same(e2e, model_folder, tmp_path, monkeypatch):
+    pytest.importorskip("peft")
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    recipe, out = tmp_path / "recipe.py", tmp_path / "learning.json"
+    recipe.write_text(
+        "from prefix_jax import *\nconfig = Config("
+        f'backbone=BackboneConfig("{model_folder}"), prefix=PrefixConfig(length=3), '
+        'data=DataConfig(source="e2e", max_length=40, pack=40), '
+        "optim=OptimConfig(learning_rate=0.1), train=TrainConfig(batch_size=2))"
+    )
+    arguments = ["learning.py", str(recipe), "--e2e", e2e, "--steps", "4"]
+    monkeypatch.setattr(sys, "argv", [*arguments, "--out", str(out)])
+    importlib.import_module("learning").main()
+    report = json.loads(out.read_text())
+    losses = np.array([report["losses"]["ours"], report["losses"]["peft"]])
+    assert losses.shape == (2, 4) and losses[0, 0] - losses[0, -1] > 0.1
+    np.testing.assert_allclose(*losses, rtol=1e-4)
+    assert report["largest_difference"] == abs(losses[0] - losses[1]).max()
+    assert str(tmp_path) not in out.read_text()
+
+
+def test_the_table_of_parity(tmp_path, monkeypatch):
+    pytest.importorskip("torch")
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    parity = importlib.import_module("parity")
+    some = {name: parity.VARIANTS[name] for name in ("GPT-2", "Qwen3")}
+    monkeypatch.setattr(parity, "VARIANTS", some)
+    table = tmp_path / "parity.md"
+    monkeypatch.setattr(sys, "argv", ["parity.py", "--markdown", str(table)])
+    parity.main()
+    rows = [line.split("|")[1:-1] for line in table.read_text().splitlines()[2:]]
+    assert [(row[0].strip(), row[1].strip()) for row in rows] == [
+        (name, prefix) for name in some for prefix in ("none", str(parity.PREFIX))
+    ]
+    for *_, largest, whole, right, left, theirs in rows:
+        assert float(largest) > 5 and float(theirs) > 0
+        assert all(0 < float(x) < 1e-5 * float(largest) for x in (whole, right, left))
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

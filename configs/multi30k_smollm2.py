@@ -1,0 +1,25 @@
+"""Multi30k on SmolLM2-135M-Instruct, which has read little but English.
+
+    prefix-jax train configs/multi30k_smollm2.py --data.path FOLDER --workdir runs/m30k
+    prefix-jax evaluate --workdir runs/m30k
+
+Data are those of multi30k_tiny.py, from English into German. Written for one
+accelerator.
+"""
+
+import dataclasses
+from pathlib import Path
+
+from prefix_jax.config import BackboneConfig, OptimConfig, TrainConfig
+from prefix_jax.recipe import load_recipe
+
+_tiny = load_recipe(Path(__file__).with_name("multi30k_tiny.py"))
+config = dataclasses.replace(
+    _tiny,
+    backbone=BackboneConfig(name="smollm2-135m", dtype="bfloat16"),
+    data=dataclasses.replace(_tiny.data, separator="\n", pack=256),
+    optim=OptimConfig(learning_rate=0.05),
+    train=TrainConfig(
+        steps=2_000, batch_size=12, eval_every=500, checkpoint_every=2_000
+    ),
+)
