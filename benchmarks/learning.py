@@ -25,6 +25,7 @@ from reports import write_report
 
 import prefix_jax as pj
 from prefix_jax.data.batches import Batch
+from prefix_jax.learning.split import Params
 from prefix_jax.model.prefix_kinds import FlatPrefix
 from prefix_jax.recipe import load_recipe
 from prefix_jax.runs.prepare import Setup, prepare
@@ -35,7 +36,7 @@ LossOfStep = Callable[[Batch], float]
 def ours(setup: Setup, prefix: FlatPrefix) -> LossOfStep:
     """One step of `make_train_step` on a batch, and the loss before it."""
     config = setup.config
-    params = {"backbone": setup.backbone, "prefix": prefix}
+    params: Params = {"backbone": setup.backbone, "prefix": prefix}
     trainable, frozen = pj.split(params, "prefix")
     optimizer = pj.make_optimizer(config.optim, config.train.steps)
     state = pj.init_train_state(trainable, optimizer, jax.random.key(config.train.seed))
@@ -67,23 +68,24 @@ def theirs(setup: Setup, prefix: FlatPrefix) -> LossOfStep:
     """The same through PEFT, from the files that we write for it."""
     config = setup.config
     with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
-        pj.save_backbone(place / "backbone", setup.backbone)
+        backbone, stored = f"{folder}/backbone", f"{folder}/prefix"
+        pj.save_backbone(backbone, setup.backbone)
         pj.save_prefix(
-            place / "prefix",
+            stored,
             prefix(),
             backbone=setup.backbone,
-            base_model_name=str(place / "backbone"),
+            base_model_name=backbone,
         )
         base = transformers.AutoModelForCausalLM.from_pretrained(
-            place / "backbone", dtype=torch.float32
+            backbone, dtype=torch.float32
         )
         # `PeftModel.from_pretrained` gives prefixes that cannot be trained.
-        adapter = peft.PrefixTuningConfig.from_pretrained(place / "prefix")
+        adapter = peft.PrefixTuningConfig.from_pretrained(stored)
         adapter.inference_mode = False
         model = peft.get_peft_model(base.eval(), adapter)
-        peft.set_peft_model_state_dict(model, peft.load_peft_weights(place / "prefix"))
-    embedding = model.prompt_encoder["default"].embedding
+        peft.set_peft_model_state_dict(model, peft.load_peft_weights(stored))
+    encoder = model.get_submodule("prompt_encoder.default")
+    embedding = encoder.get_submodule("embedding")
     sizes = jnp.stack([prefix.key_scale[...], prefix.value_scale[...]], 1)  # L 2 1 H 1
     width = setup.backbone.config.head_width
     scale = torch.from_numpy(np.array(sizes).repeat(width, -1).reshape(1, -1))
@@ -92,6 +94,7 @@ def theirs(setup: Setup, prefix: FlatPrefix) -> LossOfStep:
     )
     trained = [p for p in model.parameters() if p.requires_grad]
     optim, steps = config.optim, config.train.steps
+    assert optim.learning_rate is not None  # `prepare` resolved it
     optimizer = torch.optim.AdamW(
         trained,
         optim.learning_rate,

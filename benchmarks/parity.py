@@ -91,7 +91,7 @@ def random_model(kind: str, fields: dict) -> transformers.PreTrainedModel:
 
 def torch_logits(model, tokens, kv, mask) -> np.ndarray:
     """With `kv` [L 1 P H K] as past key values, of the model's type."""
-    given = {"input_ids": torch.from_numpy(tokens)}
+    given: dict[str, object] = {"input_ids": torch.from_numpy(tokens)}
     length = 0
     if kv is not None:
         length = kv.length
