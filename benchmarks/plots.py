@@ -154,9 +154,7 @@ def draw_learning(report: dict, path: Path) -> None:
     """Both losses by step; theirs dashed, over ours."""
     losses = report["losses"]
     with figure(path, (6.5, 3.2)) as drawn:
-        drawn.suptitle(
-            f"The same prefix, trained here and through PEFT: {where(report)}"
-        )
+        drawn.suptitle(f"One prefix, trained here and by PEFT: {where(report)}")
         axes = drawn.subplots()
         plain(axes)
         steps = range(1, len(losses["ours"]) + 1)
