@@ -1,5 +1,6 @@
 """Our training step, as a function that gives one of steps (see train_torch.py)."""
 
+import time
 from collections.abc import Callable
 
 import jax
@@ -9,6 +10,9 @@ from texts import LEARNING_RATE, examples_in, packed
 
 import prefix_jax as pj
 from prefix_jax.data.tokens import Row
+
+INPUT_SECONDS: list[float] = []
+"""What each batch took to make, which happens while the device runs the step before."""
 
 
 def ours(rows: list[Row], options) -> Callable[[int], int]:
@@ -27,7 +31,9 @@ def ours(rows: list[Row], options) -> Callable[[int], int]:
         nonlocal state
         examples, metrics = 0, None
         for _ in range(steps):
+            started = time.perf_counter()
             batch = next(batches)
+            INPUT_SECONDS.append(time.perf_counter() - started)
             state, metrics = step(state, frozen, jax.tree.map(jnp.asarray, batch))
             examples += examples_in(batch)
         jax.block_until_ready(metrics)

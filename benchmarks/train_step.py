@@ -21,7 +21,8 @@ Examples per second are medians over rounds. The share of the ceiling is the use
 operations of a step (`operations`, shown in the JSON; padding is not useful) over its
 time, divided by what the best of a few square matrix products reaches in the same run.
 A first step of ours is cold with an empty cache of compiled programs, warm with what
-the cold one left there.
+the cold one left there. Batches of ours are made while the device runs the step before:
+it waits for none as long as one takes less than a step (`input`).
 """
 
 import dataclasses
@@ -36,6 +37,7 @@ import tempfile
 import time
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -58,6 +60,7 @@ def work(name: str, rows: list[Row], options, cache: str, pipe: Connection) -> N
         keep_freed_memory()
     # Jax, imported by now, no longer reads its environment variable.
     jax.config.update("jax_compilation_cache_dir", cache)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     if name == "ours":
         import train_ours as module
 
@@ -75,7 +78,8 @@ def work(name: str, rows: list[Row], options, cache: str, pipe: Connection) -> N
     while (steps := pipe.recv()) is not None:
         pipe.send(step(steps))
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    pipe.send(module.peak_bytes() or resident)
+    made = getattr(module, "INPUT_SECONDS", [])
+    pipe.send((module.peak_bytes() or resident, statistics.median(made or [math.nan])))
 
 
 @dataclasses.dataclass
@@ -108,12 +112,15 @@ class Side:
         self.pipe.send(steps)
         return self.pipe.recv()
 
-    def end(self) -> int:
-        """Bytes of memory at its peak: of the GPU's, or of the process on a CPU."""
+    def end(self) -> tuple[int, float]:
+        """Bytes of memory at its peak: of the GPU's, or of the process on a CPU.
+
+        And the median seconds that a batch took to make, of ours.
+        """
         self.pipe.send(None)
-        peak = self.pipe.recv()
+        found = self.pipe.recv()
         self.process.join()
-        return peak
+        return found
 
 
 def main() -> None:
@@ -162,9 +169,12 @@ def main() -> None:
                 print(f"{name} failed and is left out; see above")
                 del sides[name]
         if "ours" in sides:
+            kept = set(Path(cache).glob("*-cache"))
             again = Side.start("ours", rows, options, cache).wait()
-            first["ours, warm"] = again.first
             again.end()
+            # Unless all programs were found there, it was no warm start.
+            if kept and kept == set(Path(cache).glob("*-cache")):
+                first["ours, warm"] = again.first
 
     if options.wait:
         print("ready; press Enter when the machine is quiet", flush=True)
@@ -178,7 +188,8 @@ def main() -> None:
     turns = {name: functools.partial(turn, name) for name in sides}
     took = take_turns(turns, options.rounds)
     limit = ceiling(options.dtype)
-    peak = {name: side.end() for name, side in sides.items()}
+    ends = {name: side.end() for name, side in sides.items()}
+    peak = {name: bytes_ for name, (bytes_, _) in ends.items()}
 
     rates = {
         name: [n / s for n, s in zip(done[name], took[name], strict=True)]
@@ -197,8 +208,15 @@ def main() -> None:
             f"{first[name]:.1f} s; peak {peak[name] / 1e9:.1f} GB; ours / {name} "
             f"{median.get('ours', rate) / rate:.2f}"
         )
+    waiting = {}
+    if "ours" in sides:
+        step = statistics.median(took["ours"]) / options.steps
+        made = ends["ours"][1]
+        waiting = {"seconds_of_a_batch": made, "share_of_a_step": made / step}
+        print(f"ours: a batch is made in {made / step:.2%} of a step, while one runs")
     results = {
         "examples_per_second": median,
+        "input": waiting,
         "tokens_per_second": {n: rate * count["tokens"] for n, rate in median.items()},
         "rounds": rates,
         "first_step_seconds": first,

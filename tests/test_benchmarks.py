@@ -157,6 +157,7 @@ def test_train_step_compares_its_sides(run, e2e, tmp_path, monkeypatch):
     assert rates.keys() == sides
     assert report["first_step_seconds"].keys() == {*sides, "ours, warm"}
     assert min(rates.values()) > 0
+    assert 0 < report["input"]["seconds_of_a_batch"] < 1
     assert all(len(rounds) == 2 for rounds in report["rounds"].values())
     assert report["versions"].keys() >= {"jax", "torch", "peft"}
     assert picture.read_bytes().startswith(b"\x89PNG")
