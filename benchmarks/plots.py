@@ -166,6 +166,26 @@ def draw_learning(report: dict, path: Path) -> None:
         axes.legend(frameon=False, fontsize=8)
 
 
+def draw_search(report: dict, path: Path) -> None:
+    """Validation loss by step of the runs that have a label, the best first.
+
+    The first steps would hide the rest, so the picture begins after them.
+    """
+    shown = [run for run in report["runs"] if "label" in run]
+    with figure(path, (6.5, 4.0)) as drawn:
+        drawn.suptitle(f"500 examples of E2E: {where(report)}")
+        axes = drawn.subplots()
+        plain(axes)
+        for colour, run in zip(COLOURS, shown, strict=False):
+            steps, losses = zip(*run["validation"][1:], strict=True)
+            axes.plot(steps, losses, "o-", color=colour, label=run["label"])
+        axes.set_xlabel("step")
+        axes.set_ylim(top=2.0)
+        title = "validation loss, nats per target token"
+        axes.set_title(title, loc="left", fontsize=10)
+        axes.legend(frameon=False, fontsize=8)
+
+
 def where(report: dict) -> str:
     """The backbone and the devices, in a few words."""
     settings, devices = report["settings"], sorted(set(report["devices"]))
@@ -183,6 +203,7 @@ DRAW: dict[str, Callable[[dict, Path], None]] = {
     "train_step": draw_train_step,
     "decode": draw_decode,
     "learning": draw_learning,
+    "search": draw_search,
 }
 
 
