@@ -244,7 +244,7 @@ def test_begin_and_end_are_those_of_the_file(tmp_path, monkeypatch):
     assert tokenizer("ab").input_ids == [4]
     assert (tokenizer.bos_token, tokenizer.eos_token) == ("<begin>", "<end>")
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (0, 1)
-    with pytest.raises(InputError, match="cannot be read|but there are"):
+    with pytest.raises(InputError, match=r"cannot be read|but there are"):
         load_tokenizer(with_tokenizer(tmp_path / "other.gguf", end=9))
 
 
