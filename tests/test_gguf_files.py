@@ -2,7 +2,9 @@
 
 import importlib.util
 import json
+import re
 import struct
+import sys
 
 import gguf
 import jax
@@ -11,7 +13,6 @@ import numpy as np
 import pytest
 from families import GROUPED
 from rounding import LOGITS
-from transformers import PreTrainedTokenizerFast
 
 from prefix_jax.errors import InputError
 from prefix_jax.model import loading
@@ -210,15 +211,20 @@ def test_a_package_that_is_not_there_is_named(monkeypatch):
         load_backbone("smollm2-135m")
 
 
-def with_tokenizer(path, end):
-    """A file that has a byte-level tokenizer of four tokens, and no model."""
+def with_tokenizer(path, tokens, *, kind="gpt2", end=1, merges=None, **more):
+    """A file that has a tokenizer and no model; the first two tokens are special."""
     out = gguf.GGUFWriter(path, "llama")
-    out.add_tokenizer_model("gpt2")
-    out.add_tokenizer_pre("smollm")
-    out.add_token_list(["<begin>", "<end>", "a", "b", "ab"])
-    kinds = [gguf.TokenType.CONTROL] * 2 + [gguf.TokenType.NORMAL] * 3
-    out.add_token_types(kinds)
-    out.add_token_merges(["a b"])
+    out.add_tokenizer_model(kind)
+    out.add_token_list(tokens)
+    kinds = [gguf.TokenType.CONTROL] * 2
+    out.add_token_types(kinds + [gguf.TokenType.NORMAL] * (len(tokens) - 2))
+    if merges is not None:
+        out.add_token_merges(merges)
+    if "pre" in more:
+        out.add_tokenizer_pre(more["pre"])
+    if "scores" in more:
+        out.add_token_scores(more["scores"])
+        out.add_unk_token_id(2)
     out.add_bos_token_id(0)
     out.add_eos_token_id(end)
     out.write_header_to_file()
@@ -228,30 +234,67 @@ def with_tokenizer(path, end):
     return path
 
 
-def test_begin_and_end_are_those_of_the_file(tmp_path, monkeypatch):
-    path = with_tokenizer(tmp_path / "tokens.gguf", end=1)
-    read = PreTrainedTokenizerFast.from_pretrained
+BYTES = ["<begin>", "<end>", "a", "b", "ab", "Ġ", "Ġab", "1", "2", "12"]
+MERGES = ["a b", "Ġ ab", "1 2"]
 
-    def as_transformers_5_17(*given, **named):
-        tokenizer = read(*given, **named)
-        tokenizer.eos_token = tokenizer.bos_token
-        return tokenizer
 
-    monkeypatch.setattr(
-        PreTrainedTokenizerFast, "from_pretrained", as_transformers_5_17
-    )
+@pytest.mark.parametrize(
+    ("pre", "twelve"), [("gpt-2", [9]), ("llama-bpe", [9]), ("smollm", [7, 8])]
+)
+def test_a_byte_level_tokenizer(tmp_path, monkeypatch, pre, twelve):
+    """Digits are merged or not as the file's `pre` says; PyTorch is not asked for."""
+    monkeypatch.setitem(sys.modules, "torch", None)
+    path = with_tokenizer(tmp_path / "a.gguf", BYTES, merges=MERGES, pre=pre)
     tokenizer = load_tokenizer(path)
-    assert tokenizer("ab").input_ids == [4]
+    ids = tokenizer("ab ab12<end>").input_ids
+    assert ids == [4, 6, *twelve, 1]
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "ab ab12"
+    # transformers 5.17 takes the begin token for the end token.
     assert (tokenizer.bos_token, tokenizer.eos_token) == ("<begin>", "<end>")
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (0, 1)
-    with pytest.raises(InputError, match=r"cannot be read|but there are"):
-        load_tokenizer(with_tokenizer(tmp_path / "other.gguf", end=9))
+
+
+PIECES = ["<s>", "</s>", "<unk>", "<0x0A>", "▁", "a", "b", "ab", "▁a", "▁ab"]
+SCORES = [0.0, 0.0, 0.0, 0.0, -9.0, -8.0, -7.0, -2.0, -3.0, -1.0]
+
+
+def test_a_sentencepiece_tokenizer(tmp_path):
+    """Its merges follow from the scores; unknown bytes are written as bytes."""
+    path = with_tokenizer(tmp_path / "a.gguf", PIECES, kind="llama", scores=SCORES)
+    tokenizer = load_tokenizer(path)
+    names = tokenizer.convert_ids_to_tokens(tokenizer("ab a\nb").input_ids)
+    assert names == ["▁ab", "▁a", "<0x0A>", "b"]
+    assert tokenizer.decode(tokenizer("ab a\nb").input_ids) == "ab a\nb"
+    assert tokenizer("x").input_ids == [4, 2]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"pre": "mine"}, "tokenizer.ggml.pre is 'mine'"),
+        ({"kind": "bert"}, "tokenizer.ggml.model is 'bert'"),
+        ({"end": 99}, "eos_token_id is 99, but there are 10 tokens"),
+        ({"merges": ["a 1"]}, "it merges 'a 1', which is no token"),
+        ({"merges": ["ab"]}, "it merges 'ab ', which is no token"),
+        ({"kind": "llama"}, "tokenizer.ggml.scores is no list"),
+        ({"tokens": [*BYTES, "a"]}, "has a token twice"),
+    ],
+)
+def test_a_tokenizer_that_cannot_be_made(tmp_path, more, message):
+    given = {"tokens": BYTES, "merges": MERGES} | more
+    if more.get("kind") == "llama":
+        given["merges"] = None
+    path = with_tokenizer(tmp_path / "a.gguf", **given)
+    with pytest.raises(InputError, match=re.escape(message)):
+        load_tokenizer(path)
 
 
 def test_a_tokenizer_beside_the_file_is_not_its_own(model, tokenizer, tmp_path):
     tokenizer.save_pretrained(tmp_path)
     path = write(tmp_path / "a.gguf", model)  # which has no tokenizer
-    with pytest.raises(InputError, match=r"tokenizer in .*a\.gguf"):
+    with pytest.raises(
+        InputError, match=r"a\.gguf: tokenizer\.ggml\.tokens is no list"
+    ):
         load_tokenizer(path)
 
 

@@ -12,7 +12,8 @@ from prefix_jax.data.sources import has_lone_surrogate
 from prefix_jax.data.tasks import Example
 from prefix_jax.data_config import SHORTEST_ROW, DataConfig, label_words
 from prefix_jax.errors import InputError
-from prefix_jax.model.loading import END, SPACE, leading_blank
+from prefix_jax.model.gguf_tokenizer import SPACE
+from prefix_jax.model.loading import END, leading_blank
 
 _TEXTS_AT_A_TIME = 2000
 """The tokenizer keeps some 100 bytes a token until a call returns."""

