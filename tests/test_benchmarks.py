@@ -296,15 +296,15 @@ def test_peft_learns_the_same(e2e, model_folder, tmp_path, monkeypatch):
 def test_the_table_of_parity(tmp_path, monkeypatch):
     pytest.importorskip("torch")
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    parity = importlib.import_module("parity")
-    some = {name: parity.VARIANTS[name] for name in ("GPT-2", "Qwen3")}
-    monkeypatch.setattr(parity, "VARIANTS", some)
+    logits = importlib.import_module("logits")
+    some = {name: logits.VARIANTS[name] for name in ("GPT-2", "Qwen3")}
+    monkeypatch.setattr(logits, "VARIANTS", some)
     table = tmp_path / "parity.md"
-    monkeypatch.setattr(sys, "argv", ["parity.py", "--markdown", str(table)])
-    parity.main()
+    monkeypatch.setattr(sys, "argv", ["logits.py", "--markdown", str(table)])
+    logits.main()
     rows = [line.split("|")[1:-1] for line in table.read_text().splitlines()[2:]]
     assert [(row[0].strip(), row[1].strip()) for row in rows] == [
-        (name, prefix) for name in some for prefix in ("none", str(parity.PREFIX))
+        (name, prefix) for name in some for prefix in ("none", str(logits.PREFIX))
     ]
     for *_, largest, whole, right, left, theirs in rows:
         assert float(largest) > 5 and float(theirs) > 0

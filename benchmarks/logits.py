@@ -1,6 +1,6 @@
 """How far are our logits from those of transformers' PyTorch models?
 
-    python benchmarks/parity.py [--gguf FILE --text FILE] --out FILE --markdown FILE
+    python benchmarks/logits.py [--gguf FILE --text FILE] --out FILE --markdown FILE
 
 Every family and variant with random weights in f32, without a prefix and with one, on
 whole rows and on rows padded on either side: the largest difference of any logit, and
@@ -224,7 +224,7 @@ def main() -> None:
     print(table(lines))
     if options.markdown:
         options.markdown.write_text(table(lines), encoding="utf-8")
-    write_report(options, "parity", {"lines": lines}, ("torch", "transformers"))
+    write_report(options, "logits", {"lines": lines}, ("torch", "transformers"))
 
 
 if __name__ == "__main__":
