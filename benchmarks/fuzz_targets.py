@@ -498,6 +498,9 @@ TARGETS = {
         _gguf,
         warm=_backbone,
     ),
+    "gguf_tokenizer": Target(
+        ("model.gguf",), lambda folder: load_tokenizer(folder / "model.gguf"), _gguf
+    ),
     "adapter": Target(ADAPTER, _adapter, _adapters, warm=_adapters),
     "importing": Target(
         ("adapter_config.json", "adapter_model.safetensors"),

@@ -47,39 +47,37 @@ LLAMA3 = {
     "original_max_position_embeddings": 16,
 }
 VARIANTS: dict[str, tuple[str, dict]] = {
-    "GPT-2": ("GPT2LMHead", GPT2),
-    "GPT-2, untied": ("GPT2LMHead", GPT2 | {"tie_word_embeddings": False}),
+    "GPT-2": ("GPT2", GPT2),
+    "GPT-2, untied": ("GPT2", GPT2 | {"tie_word_embeddings": False}),
     "GPT-2, attention scaled by layer": (
-        "GPT2LMHead",
+        "GPT2",
         GPT2 | {"scale_attn_by_inverse_layer_idx": True},
     ),
-    "Llama 2": ("LlamaForCausalLM", LLAMA | {"num_key_value_heads": HEADS}),
+    "Llama 2": ("Llama", LLAMA | {"num_key_value_heads": HEADS}),
     "Llama 3 (grouped queries, its rope)": (
-        "LlamaForCausalLM",
+        "Llama",
         LLAMA | {"rope_parameters": LLAMA3},
     ),
     "SmolLM2 (grouped queries, tied)": (
-        "LlamaForCausalLM",
+        "Llama",
         LLAMA | {"tie_word_embeddings": True},
     ),
-    "Mistral": ("MistralForCausalLM", LLAMA | {"sliding_window": None}),
+    "Mistral": ("Mistral", LLAMA | {"sliding_window": None}),
     "Mistral, sliding windows": (
-        "MistralForCausalLM",
+        "Mistral",
         LLAMA | {"sliding_window": 6},
     ),
-    "Qwen2 and 2.5": ("Qwen2ForCausalLM", LLAMA),
-    "Qwen3": ("Qwen3ForCausalLM", LLAMA | {"head_dim": 16}),
+    "Qwen2 and 2.5": ("Qwen2", LLAMA),
+    "Qwen3": ("Qwen3", LLAMA | {"head_dim": 16}),
 }
 
 
-def random_model(kind: str, fields: dict) -> transformers.PreTrainedModel:
+def random_model(family: str, fields: dict) -> transformers.PreTrainedModel:
     """A PyTorch model in which every parameter matters (no bias 0, no scale 1)."""
-    kind = kind if kind.endswith("LM") else f"{kind}Model"
-    name = kind.removesuffix("ForCausalLM").removesuffix("LMHeadModel")
-    config = getattr(transformers, f"{name}Config")(
+    config = getattr(transformers, f"{family}Config")(
         **fields, vocab_size=VOCABULARY, bos_token_id=0, eos_token_id=0
     )
-    model = getattr(transformers, kind)(config).float().eval()
+    model = transformers.AutoModelForCausalLM.from_config(config).float().eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for path, value in model.named_parameters():
@@ -155,8 +153,8 @@ def random_prefix(backbone: pj.Backbone, length: int) -> pj.KV:
 def of_random_weights() -> Iterator[dict]:
     """A line for each variant, prefix and padding."""
     tokens = np.random.default_rng(0).integers(0, VOCABULARY, (ROWS, TOKENS))
-    for name, (kind, fields) in VARIANTS.items():
-        model = random_model(kind, fields)
+    for name, (family, fields) in VARIANTS.items():
+        model = random_model(family, fields)
         with tempfile.TemporaryDirectory() as folder:
             model.save_pretrained(folder)
             backbone = pj.load_backbone(folder)

@@ -254,6 +254,14 @@ def test_a_byte_level_tokenizer(tmp_path, monkeypatch, pre, twelve):
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (0, 1)
 
 
+@pytest.mark.parametrize(("pre", "ids"), [("gpt-2", [2, 3]), ("llama-bpe", [4])])
+def test_tokens_that_nothing_is_merged_to(tmp_path, pre, ids):
+    """Llama 3's are found whole, as llama.cpp does."""
+    tokens = [*BYTES[:5], "ba"]
+    path = with_tokenizer(tmp_path / "a.gguf", tokens, merges=["b a"], pre=pre)
+    assert load_tokenizer(path)("ab").input_ids == ids
+
+
 PIECES = ["<s>", "</s>", "<unk>", "<0x0A>", "▁", "a", "b", "ab", "▁a", "▁ab"]
 SCORES = [0.0, 0.0, 0.0, 0.0, -9.0, -8.0, -7.0, -2.0, -3.0, -1.0]
 

@@ -22,8 +22,9 @@ SPACE = "▁"
 """How vocabularies of sentencepiece write a blank."""
 
 _LISTS = "tokens", "token_type", "merges", "scores"
-_CONTROL, _USER_DEFINED = 3, 4
-"""Types of tokens: special ones, and plain ones that are found whole in any text."""
+_NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4
+"""Types of tokens: plain ones, special ones, and plain ones that are found whole
+in any text."""
 
 _ENGLISH = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -51,6 +52,8 @@ _SPLITS: dict[str, splits.PreTokenizer] = {
     "deepseek-r1-qwen": _by(_QWEN2),
 }
 """How text is cut before merging, by `tokenizer.ggml.pre`."""
+_WHOLE_FIRST = "llama-bpe", "llama3", "llama-v3"
+"""Those of which a piece that is a token is not merged from its letters."""
 
 
 def read_tokenizer(path: Path) -> PreTrainedTokenizerFast:
@@ -75,7 +78,9 @@ def _tokenizer(path: Path) -> PreTrainedTokenizerFast:
     tokens: list[str] = _list(given, "tokens", str)
     if len(set(tokens)) < len(tokens):
         raise InputError("tokenizer.ggml.tokens has a token twice")
-    types = _list(given, "token_type", int, len(tokens))
+    types = [_NORMAL] * len(tokens)
+    if "token_type" in given:
+        types = _list(given, "token_type", int, len(tokens))
     kinds = {"gpt2": _byte_level, "llama": _sentencepiece}
     kind = given.get("model")
     if kind not in kinds:
@@ -119,7 +124,7 @@ def _byte_level(tokens: Sequence[str], given: dict[str, Any]) -> Tokenizer:
             f"tokenizer.ggml.pre is {shown(cut)}, a way to cut text that is not known "
             f"here; expected {', '.join(_SPLITS)}"
         )
-    backend = Tokenizer(_bpe(tokens, _merges(given)))
+    backend = Tokenizer(_bpe(tokens, _merges(given), ignore_merges=cut in _WHOLE_FIRST))
     backend.pre_tokenizer = _SPLITS[cut]
     backend.decoder = decoders.ByteLevel()
     return backend
