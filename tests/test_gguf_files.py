@@ -211,6 +211,11 @@ def test_a_package_that_is_not_there_is_named(monkeypatch):
         load_backbone("smollm2-135m")
 
 
+def test_a_file_that_is_not_there_is_no_name_on_the_hub():
+    with pytest.raises(InputError, match=r"^file none\.gguf does not exist"):
+        load_tokenizer("none.gguf")
+
+
 def with_tokenizer(path, tokens, *, kind="gpt2", end=1, merges=None, **more):
     """A file that has a tokenizer and no model; the first two tokens are special."""
     out = gguf.GGUFWriter(path, "llama")

@@ -232,11 +232,13 @@ def _find(
             f"{name} is a file; give the folder that holds config.json, or a {SUFFIX} "
             "file"
         )
-    if _is_path(name):
+    file = folder.suffix == SUFFIX
+    if file or _is_path(name):
         near = folder.parent
         beside = [path.name for path in near.iterdir()] if near.is_dir() else []
         hint = closest(folder.name, beside, cutoff=NEAR_NAME)
-        raise InputError(f"folder {name} does not exist{hint}")
+        kind = "file" if file else "folder"
+        raise InputError(f"{kind} {name} does not exist{hint}")
     # The hub takes no new names without an owner, so a near miss need not ask it.
     if "/" not in name and name not in _KNOWN:
         beside = [path.parent.name for path in Path().glob("*/config.json")]
