@@ -250,6 +250,11 @@ class Config:
                     f"score.{name} is {shown(given)} but data.task is "
                     f'"{self.data.task}"; it is for "classification" only'
                 )
+        if not self.score.loss and self.data.task == "language_modelling":
+            raise InputError(
+                'score.loss is False but data.task is "language_modelling", which has '
+                "no other score"
+            )
 
     def resolved(self) -> "Config":
         """The same run with every value that depends on others filled in."""

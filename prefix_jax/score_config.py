@@ -34,3 +34,6 @@ class ScoreConfig(Section):
     content_free: tuple[str, ...] = ()
     """Texts that say nothing, such as "N/A": label probabilities are divided by the
     mean of theirs (Zhao et al. 2021). (): they are not calibrated."""
+    loss: bool = True
+    """Measure the loss too, over every reference. It takes most of the time where
+    sources have many references."""

@@ -102,8 +102,9 @@ def compare(
                 setup, setup.backbone, None, split, "none", limit, console
             )
             write_evaluation(workdir / method, scores, texts[method])
-        found = "".join(f", {one}" for one in _main_score(scores))
-        console.print(f"{split} loss {scores.loss:.4f}{found}", highlight=False)
+        found = [f"loss {scores.loss:.4f}"] if scores.tokens else []
+        found += _main_score(scores)
+        console.print(f"{split} {', '.join(found)}", highlight=False)
         rows.append(
             Row(
                 method=method,
@@ -158,7 +159,7 @@ def _table(rows: Sequence[Row], split: Split) -> Table:
             f"{row.trained:,}",
             f"{row.share:.2%}",
             show_size(row.stored_bytes),
-            f"{row.scores.loss:.3f}",
+            f"{row.scores.loss:.3f}" if row.scores.tokens else "",
             *(one.rpartition(" ")[2] for one in _main_score(row.scores)),
             f"{row.seconds:.0f}" if row.trained else "",
         )

@@ -1,6 +1,7 @@
 """Score what a run left behind, stored prefixes, or the backbone, on a split."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, get_args
@@ -28,6 +29,9 @@ from prefix_jax.storage.metadata import read_metadata
 from prefix_jax.storage.remote import at_hand
 
 Which = Literal["best", "last", "none"]
+
+UNMEASURED = Validation(step=0, loss=math.nan, tokens=0)
+"""Stands for the loss where `score.loss` is off."""
 
 
 def check_limit(limit: int | None) -> None:
@@ -125,9 +129,11 @@ def evaluate_prefixes(
             f"no row of {split} names the prefix {', '.join(idle)} in its column "
             f'"{config.data.prefix_column}" (data.prefix_column); leave it out'
         )
-    validator = Validator(setup, held_out, prefixes=names)
-    with counting(f"loss on {split}", len(validator), console) as progress:
-        validations = validator.each(setup.backbone, bank, progress)
+    validations = [UNMEASURED] * len(names)
+    if config.score.loss:
+        validator = Validator(setup, held_out, prefixes=names)
+        with counting(f"loss on {split}", len(validator), console) as progress:
+            validations = validator.each(setup.backbone, bank, progress)
     groups = [
         [example for example in held_out.examples if example.prefix == name]
         for name in names
@@ -152,9 +158,11 @@ def score(
     """Measure a backbone with or without a prefix on a split, or its first sources."""
     held_out = setup.rows(split, limit=limit)
     check_alike({f"{split} rows": held_out.fingerprint})
-    validator = Validator(setup, held_out)
-    with counting(f"loss on {split}", len(validator), console) as progress:
-        validation = validator(backbone, prefix, progress=progress)
+    validation = UNMEASURED
+    if setup.config.score.loss:
+        validator = Validator(setup, held_out)
+        with counting(f"loss on {split}", len(validator), console) as progress:
+            validation = validator(backbone, prefix, progress=progress)
     [scored] = _write(
         setup,
         backbone,
@@ -223,10 +231,12 @@ def _write(
 def _settings(config: Config, limit: int | None) -> dict[str, object]:
     """What `Evaluation.settings` holds."""
     found: dict[str, object] = {} if limit is None else {"limit": limit}
+    if not config.score.loss:
+        found["score.loss"] = False
     section: ScoreConfig | DecodeConfig = config.decode
     name, others = "decode", {"batch_size"}
     if config.data.task == "classification":  # which writes nothing
-        section, name, others = config.score, "score", {"metrics"}
+        section, name, others = config.score, "score", {"metrics", "loss"}
     elif config.data.task == "language_modelling":
         return found
     return found | {

@@ -42,9 +42,10 @@ class Evaluation:
     which: str
     """`best` or `last` of a run, `none`, or the name of a prefix."""
     loss: float
-    """Nats per target token."""
+    """Nats per target token; NaN where it was not measured (`score.loss`)."""
     perplexity: float
     tokens: int
+    """That the loss is of; 0 where it was not measured."""
     sources: int
     cut_sources: int
     """Sources whose end was cut, to fit the backbone's positions."""
@@ -169,13 +170,17 @@ def write_evaluation(workdir: Path, result: Evaluation, written: Written) -> Non
 
 def print_evaluation(result: Evaluation, console: Console) -> None:
     """One line; then, where there are any, tables of subsets and classes."""
-    found = "".join(f", {show(name, value)}" for name, value in result.scores.items())
+    found = [show(name, value) for name, value in result.scores.items()]
+    if result.tokens:
+        found[:0] = [
+            f"loss {result.loss:.4f} nats per target token",
+            f"perplexity {result.perplexity:.3f}",
+        ]
     # In language modelling there are no sources.
     of = f"{counted(result.sources, 'source')}, " if result.sources else ""
     how = show_settings(result)
     console.print(
-        f"{result.split}, {result.which}: loss {result.loss:.4f} nats per target "
-        f"token, perplexity {result.perplexity:.3f}{found} ({of}"
+        f"{result.split}, {result.which}: {', '.join(found)} ({of}"
         f"{counted(result.tokens, 'target token')}{'; ' if how else ''}{how})",
         highlight=False,
         markup=False,

@@ -21,7 +21,8 @@ class Result:
     """How a cell ended."""
 
     numbers: Mapping[str, float]
-    """`validation_loss`, `loss` on the split scored, the task's scores; {}: failed."""
+    """`validation_loss`, `loss` on the split scored (if measured: `score.loss`), the
+    task's scores; {}: failed."""
     step: int = 0
     """Of the checkpoint that is scored: the best on the validation split."""
     trained: int = 0
@@ -147,8 +148,8 @@ def plot_summary(points: Sequence[Point], split: Split, path: Path) -> Path | No
     x = next((field for field in _fields(done) if _numeric(field, done)), None)
     if x is None:
         return None
-    [_, *names] = done[0].mean  # the validation loss stands first
-    name = names[-1] if len(names) == 1 else names[1]
+    losses = ("validation_loss", "loss")  # these stand first
+    name = next((n for n in done[0].mean if n not in losses), "loss")
     lines: dict[str, list[Mark]] = {}
     for point in done:
         others = [_text(v) for field, v in point.values.items() if field != x]

@@ -138,7 +138,7 @@ def _run(
         result = Result(
             numbers={
                 "validation_loss": outcome.best.loss,
-                "loss": scores.loss,
+                **({"loss": scores.loss} if scores.tokens else {}),
                 **scores.scores,
             },
             step=outcome.best.step,
