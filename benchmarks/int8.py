@@ -135,6 +135,7 @@ def main() -> None:
     parser.add_argument("--dev-rows", type=int, default=500, help="rows for the loss")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each side")
     parser.add_argument("--out", type=Path, help="where the JSON goes")
+    parser.add_argument("--plot", type=Path, help="where a picture of it goes")
     options = parser.parse_args()
 
     unroll = jax.default_backend() == "cpu"

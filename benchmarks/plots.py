@@ -124,6 +124,26 @@ def draw_methods(report: dict, path: Path) -> None:
             bars(axes, values, title)
 
 
+def draw_int8(report: dict, path: Path) -> None:
+    """A panel for each cost, a bar for each kind of number."""
+    panels = {
+        "MB of the backbone": ("backbone_bytes", 1e6),
+        "GB of a training step": ("step_bytes", 1e9),
+        "seconds of a training step": ("seconds_per_step", 1),
+        "seconds to write a text": ("seconds_to_write_1", 1),
+        "seconds to write 32": ("seconds_to_write_32", 1),
+        "dev loss, nats": ("dev_loss", 1),
+    }
+    with figure(path, (10.0, 3.6)) as drawn:
+        devices = " ".join(sorted(set(report["devices"])))
+        drawn.suptitle(f"A frozen {report['settings']['backbone']}: {devices}")
+        for axes, (title, (name, unit)) in zip(
+            drawn.subplots(2, 3).flat, panels.items(), strict=True
+        ):
+            values = {side: row[name] / unit for side, row in report["sides"].items()}
+            bars(axes, values, title)
+
+
 def draw_train_step(report: dict, path: Path) -> None:
     """Examples per second of each side."""
     with figure(path, (7.0, 2.6)) as drawn:
@@ -204,6 +224,7 @@ DRAW: dict[str, Callable[[dict, Path], None]] = {
     "decode": draw_decode,
     "learning": draw_learning,
     "search": draw_search,
+    "int8": draw_int8,
 }
 
 

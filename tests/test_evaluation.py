@@ -1,7 +1,9 @@
 """What `evaluate` leaves: scores of subsets, and the files that scripts read."""
 
+import dataclasses
 import io
 import json
+import math
 
 import official_files
 import pytest
@@ -70,6 +72,21 @@ def test_what_shaped_a_result_is_kept_and_shown():
     for wrong in ({"limit": -1}, {"decode.method": "x"}, {"decode.width": 1}, [1]):
         with pytest.raises((KeyError, TypeError, ValueError)):
             Evaluation.from_dict({**read, "settings": wrong})
+
+
+def test_scores_without_the_loss(config, tmp_path):
+    with_loss = evaluate(config, tmp_path / "with", which="none")
+    quick = dataclasses.replace(config, score=ScoreConfig(("bleu", "ter"), loss=False))
+    result = evaluate(quick, tmp_path / "without", which="none")
+    assert result.scores == with_loss.scores and with_loss.tokens > 0
+    assert math.isnan(result.loss) and result.tokens == 0
+    assert result.settings == {"score.loss": False, "decode.max_new_tokens": 4}
+    assert "loss" not in printed(result).partition(";")[0]
+    path = tmp_path / "without" / "scores_test_none.json"
+    read = Evaluation.from_dict(json.loads(path.read_text()))
+    assert printed(read) == printed(result)
+    with pytest.raises(InputError, match=r"score\.loss is False .* no other score"):
+        quick.replaced({"data.task": "language_modelling"})
 
 
 def test_tables_are_there_where_there_is_something_to_tell():

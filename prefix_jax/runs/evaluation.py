@@ -171,17 +171,19 @@ def write_evaluation(workdir: Path, result: Evaluation, written: Written) -> Non
 def print_evaluation(result: Evaluation, console: Console) -> None:
     """One line; then, where there are any, tables of subsets and classes."""
     found = [show(name, value) for name, value in result.scores.items()]
-    if result.tokens:
+    of = [counted(result.sources, "source")]
+    if result.tokens:  # with its loss
         found[:0] = [
             f"loss {result.loss:.4f} nats per target token",
             f"perplexity {result.perplexity:.3f}",
         ]
-    # In language modelling there are no sources.
-    of = f"{counted(result.sources, 'source')}, " if result.sources else ""
+        of.append(counted(result.tokens, "target token"))
+    if not result.sources:  # as in language modelling
+        del of[0]
     how = show_settings(result)
     console.print(
-        f"{result.split}, {result.which}: {', '.join(found)} ({of}"
-        f"{counted(result.tokens, 'target token')}{'; ' if how else ''}{how})",
+        f"{result.split}, {result.which}: {', '.join(found)} ({', '.join(of)}"
+        f"{'; ' if how else ''}{how})",
         highlight=False,
         markup=False,
         soft_wrap=True,
