@@ -48,7 +48,8 @@ class BackboneConfig(Section):
     with `remat`, most of whose saving it would undo."""
     fused: bool | None = None
     """Attend with fused kernels where they can: in 16 bits, over packed texts, with a
-    prefix that all of a text sees. None: on NVIDIA's GPUs."""
+    prefix that all of a text sees. None: on NVIDIA's GPUs from Ampere on, and TPUs
+    from v4 on."""
 
 
 @dataclasses.dataclass(frozen=True)

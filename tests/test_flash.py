@@ -13,11 +13,11 @@ from prefix_jax.learning.optim import make_optimizer
 from prefix_jax.learning.split import split
 from prefix_jax.learning.step import init_train_state, make_train_step
 from prefix_jax.mesh import make_mesh
-from prefix_jax.model import flash
+from prefix_jax.model import flash, flash_tpu
 from prefix_jax.model.attention import KeyBlock, attend_causally
 from prefix_jax.model.families import random_backbone
 from prefix_jax.model.flash import Texts, fits, flash_attention, fuses
-from prefix_jax.model.flash_kernels import BLOCK
+from prefix_jax.model.flash_gpu_kernels import BLOCK
 from prefix_jax.model.gpt2_config import GPT2Config
 from prefix_jax.model.llama_config import LlamaConfig
 from prefix_jax.model.prefix import init_prefix
@@ -88,8 +88,16 @@ CASES = {
 }
 
 
+@pytest.fixture(params=["gpu", "tpu"])
+def kernels(request, monkeypatch):
+    """Each kind of kernels; the TPU's in blocks of which these texts have a few."""
+    if request.param == "tpu":
+        monkeypatch.setattr(flash, "INTERPRETED", flash_tpu)
+        monkeypatch.setattr(flash_tpu, "BLOCK", flash_tpu.LANES)
+
+
 @pytest.mark.parametrize("case", CASES)
-def test_equals_plain_attention(case):
+def test_equals_plain_attention(kernels, case):
     """Values and every gradient."""
     rows, length, number, positions, longest, padding = CASES[case]
     segments = segments_of(rows, length, longest, padding)
@@ -127,7 +135,7 @@ def at(tree, index):
     return jax.tree.map(lambda x: x[index], tree)
 
 
-def test_vmap_equals_a_loop():
+def test_vmap_equals_a_loop(kernels):
     """Over texts, and over prefixes of the same texts, with gradients."""
     qkv, _, _ = draw(3, BLOCK, 1, 0)
     stacked = jnp.stack([qkv, qkv[::-1]])
@@ -187,11 +195,12 @@ def test_what_fits():
 
 
 def test_for_which_devices():
-    assert fuses("8.0")
-    assert fuses("10.0")
-    assert not fuses("7.5")
-    assert not fuses("gfx90a")
-    assert not fuses("")
+    for capability in ("8.0", "10.0"):
+        assert fuses("gpu", "NVIDIA", capability)
+    for capability in ("7.5", "gfx90a", ""):
+        assert not fuses("gpu", "another", capability)
+    assert fuses("tpu", "TPU v4") and fuses("tpu", "TPU v5 lite")
+    assert not fuses("tpu", "TPU v3") and not fuses("cpu", "cpu")
 
 
 # --- in the model -------------------------------------------------------------
@@ -274,7 +283,7 @@ MESHES = [{"data": 8}, {"data": 2, "fsdp": 2, "tensor": 2}]
 
 
 @pytest.mark.parametrize("axes", MESHES, ids=str)
-def test_eight_devices_equal_one(axes):
+def test_eight_devices_equal_one(kernels, axes):
     """Each computes its own rows and heads: nothing is gathered for the kernels."""
     metrics, _ = train(fused=True)
     again, text = train(fused=True, mesh=make_mesh(MeshConfig(**axes)))

@@ -40,8 +40,8 @@ class How(TypedDict, total=False):
     """Compile each layer for itself instead of one that is scanned, and keep it in a
     stack of its own, which need not be copied out of a larger one at each step."""
     fused: bool
-    """Attend with kernels for GPUs (`model.flash`), wherever they can: in 16 bits, over
-    whole texts without a `mask`."""
+    """Attend with kernels for GPUs or TPUs (`model.flash`), wherever they can: in 16
+    bits, over whole texts without a `mask`."""
 
 
 class Backbone(nnx.Module):

@@ -1,4 +1,4 @@
-"""Causal attention with a prefix as fused kernels, for GPUs (Pallas, Triton).
+"""Causal attention with a prefix as fused kernels, for GPUs and TPUs (Pallas).
 
 Scores never reach memory: each program takes a stretch of queries (or of keys, in the
 backward pass) past all that it sees, as in FlashAttention-2 (Dao 2023, algorithms 1
@@ -7,7 +7,8 @@ several texts in a row only the stretches that see each other are visited, and q
 keys and values lie as one product with the weights has them, as do their gradients.
 
 `attention.attend` says what is computed; the kernels compute it with products of 16-bit
-numbers, summed in f32.
+numbers, summed in f32. `flash_gpu` and `flash_tpu` have them, each the same three
+functions: `forward`, `text_gradient` and `prefix_gradient`.
 """
 
 import functools
@@ -16,25 +17,19 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.custom_batching import custom_vmap
-from jax.experimental import pallas as pl
-from jax.experimental.custom_partitioning import custom_partitioning
-from jax.experimental.pallas import triton
-from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from prefix_jax.model.flash_kernels import (
-    BLOCK,
-    STAGES,
-    WARPS,
-    forward_kernel,
-    prefix_kernel,
-    text_kernel,
-)
+from prefix_jax.model import flash_gpu, flash_tpu
+from prefix_jax.model.flash_common import by_rows_and_heads
+from prefix_jax.model.flash_gpu_kernels import BLOCK
 from prefix_jax.model.segments import segment_starts, segment_stops
 
 SMALLEST = 16
 """Rows and columns of the smallest product that tensor cores take."""
+
+
+INTERPRETED = flash_gpu
+"""Where there is neither kind of device, which is for tests."""
 
 
 class Texts(NamedTuple):
@@ -71,11 +66,14 @@ def fits(dtype: jnp.dtype, width: int) -> bool:
     )
 
 
-def fuses(capability: str) -> bool:
-    """Whether the kernels are for devices of this compute capability.
+def fuses(platform: str, kind: str, capability: str = "") -> bool:
+    """Whether the kernels are for such a device.
 
-    That is NVIDIA's GPUs from Ampere on ("8.0"). AMD's have letters ("gfx90a").
+    That is NVIDIA's GPUs from Ampere on (compute capability "8.0"; AMD's have letters,
+    "gfx90a") and TPUs from v4 on (`kind` is "TPU v4").
     """
+    if platform == "tpu":
+        return not kind.startswith(("TPU v2", "TPU v3"))
     return capability.replace(".", "").isdigit() and float(capability) >= 8
 
 
@@ -126,56 +124,17 @@ _attention.defvjp(_forward_rule, _backward_rule)
 def _forward(qkv, prefix, texts, scale):
     """Mixed values, and log2 of what each query's weights sum to, f32 [B H T]."""
     kept, names, length = _padded(prefix, len(qkv))
-
-    def local(qkv, start, *prefix):
-        rows, whole, heads, _, width = qkv.shape
-        query = pl.BlockSpec(
-            (None, BLOCK, None, None, width), lambda i, h, b: (b, i, h, 0, 0)
-        )
-        return _launch(
-            functools.partial(forward_kernel, scale=scale, prefix_length=length),
-            (whole // BLOCK, heads, rows),
-            [query, *_of_keys(qkv), _row(whole), *_of_prefix(prefix)],
-            [
-                pl.BlockSpec((None, BLOCK, None, width), lambda i, h, b: (b, i, h, 0)),
-                pl.BlockSpec((None, None, BLOCK), lambda i, h, b: (b, h, i)),
-            ],
-            [
-                jax.ShapeDtypeStruct((rows, whole, heads, width), qkv.dtype),
-                jax.ShapeDtypeStruct((rows, heads, whole), jnp.float32),
-            ],
-        )(qkv, qkv, qkv, start, *prefix)
-
-    run = _by_rows_and_heads(local, ["bthjk", "bt", *names], ["bthk", "bht"])
+    local = _of_device("forward", scale=scale, prefix_length=length)
+    run = by_rows_and_heads(local, ["bthjk", "bt", *names], ["bthk", "bht"])
     return run(qkv, texts.start, *kept)
 
 
 def _text_gradient(qkv, slope, total, mean, prefix, texts, scale):
     """The gradient of queries, keys and values: it lies as they do."""
     kept, names, length = _padded(prefix, len(qkv))
-
-    def local(qkv, slope, total, mean, start, stop, *prefix):
-        rows, whole, heads, _, width = qkv.shape
-        own = pl.BlockSpec(
-            (None, BLOCK, None, 3, width), lambda i, h, b: (b, i, h, 0, 0)
-        )
-        return _launch(
-            functools.partial(text_kernel, scale=scale, prefix_length=length),
-            (whole // BLOCK, heads, rows),
-            [
-                _part_of(qkv, 0),
-                *_of_keys(qkv),
-                *_of_queries(slope),
-                _row(whole),
-                _row(whole),
-                *_of_prefix(prefix),
-            ],
-            [own],
-            [qkv],
-        )(qkv, qkv, qkv, slope, total, mean, start, stop, *prefix)
-
+    local = _of_device("text_gradient", scale=scale, prefix_length=length)
     numbers = ["bht", "bht", "bt", "bt"]
-    run = _by_rows_and_heads(local, ["bthjk", "bthk", *numbers, *names], ["bthjk"])
+    run = by_rows_and_heads(local, ["bthjk", "bthk", *numbers, *names], ["bthjk"])
     return run(qkv, slope, total, mean, *texts, *kept)[0]
 
 
@@ -184,21 +143,9 @@ def _prefix_gradient(qkv, slope, total, mean, prefix, scale):
     number, length = prefix[0].shape[:2]
     kept, _, _ = _padded(prefix, len(qkv))
     each = [jnp.broadcast_to(x, (len(qkv), *x.shape[1:])) for x in kept]
-
-    def local(qkv, slope, total, mean, keys, values):
-        rows, size, heads, width = keys.shape
-        stretch = min(BLOCK, size)
-        own = pl.BlockSpec((None, stretch, None, width), lambda i, h, b: (b, i, h, 0))
-        return _launch(
-            functools.partial(prefix_kernel, scale=scale),
-            (size // stretch, heads, rows),
-            [_part_of(qkv, 0), *_of_queries(slope), own, own],
-            [own, own],
-            [keys, values],
-        )(qkv, slope, total, mean, keys, values)
-
+    local = _of_device("prefix_gradient", scale=scale)
     given = ["bthjk", "bthk", "bht", "bht", "bphk", "bphk"]
-    run = _by_rows_and_heads(local, given, ["bphk", "bphk"])
+    run = by_rows_and_heads(local, given, ["bphk", "bphk"])
     gradients = [x[:, :length] for x in run(qkv, slope, total, mean, *each)]
     if number == 1:
         gradients = [
@@ -208,7 +155,17 @@ def _prefix_gradient(qkv, slope, total, mean, prefix, scale):
     return tuple(gradients)
 
 
-# --- how kernels are launched, and what each program reads --------------------
+def _of_device(name: str, **how) -> Callable[..., Sequence[Array]]:
+    """The function of this name for the devices that a program is compiled for."""
+    gpu = functools.partial(getattr(flash_gpu, name), **how)
+    tpu = functools.partial(getattr(flash_tpu, name), **how)
+    interpreted = functools.partial(getattr(INTERPRETED, name), **how, interpret=True)
+
+    def run(*arguments) -> Sequence[Array]:
+        platform = jax.lax.platform_dependent
+        return platform(*arguments, cuda=gpu, tpu=tpu, default=interpreted)
+
+    return run
 
 
 def _padded(prefix, rows: int):
@@ -222,121 +179,3 @@ def _padded(prefix, rows: int):
     pad = [(0, 0), (0, size - length), (0, 0), (0, 0)]
     name = "bphk" if number == rows else "nphk"
     return tuple(jnp.pad(x, pad) for x in prefix), (name, name), length
-
-
-def _part_of(qkv, number: int) -> pl.BlockSpec:
-    """A head's queries (0), keys (1) or values (2), of all positions."""
-    _, length, _, _, width = qkv.shape
-    return pl.BlockSpec(
-        (None, length, None, None, width), lambda i, h, b: (b, 0, h, number, 0)
-    )
-
-
-def _of_keys(qkv) -> list[pl.BlockSpec]:
-    return [_part_of(qkv, 1), _part_of(qkv, 2)]
-
-
-def _of_queries(slope) -> list[pl.BlockSpec]:
-    """A head's slopes, totals and means, of all positions."""
-    _, length, _, width = slope.shape
-    numbers = pl.BlockSpec((None, None, length), lambda i, h, b: (b, h, 0))
-    slopes = pl.BlockSpec((None, length, None, width), lambda i, h, b: (b, 0, h, 0))
-    return [slopes, numbers, numbers]
-
-
-def _of_prefix(prefix) -> list[pl.BlockSpec]:
-    """A head's keys and values of the row's prefix, or of the one that rows share."""
-
-    def whole(x):
-        number, length, _, width = x.shape
-        return pl.BlockSpec(
-            (None, length, None, width),
-            lambda i, h, b: (0 if number == 1 else b, 0, h, 0),
-        )
-
-    return [whole(x) for x in prefix]
-
-
-def _row(length: int) -> pl.BlockSpec:
-    """All positions of [B T]."""
-    return pl.BlockSpec((None, length), lambda i, h, b: (b, 0))
-
-
-def _launch(
-    kernel: Callable,
-    grid: tuple[int, int, int],
-    inputs: Sequence[pl.BlockSpec],
-    outputs: Sequence[pl.BlockSpec],
-    results: Sequence[Array | jax.ShapeDtypeStruct],
-) -> Callable[..., Sequence[Array]]:
-    """The kernel over stretches, heads and rows, compiled on GPUs."""
-
-    def call(*arguments, interpret: bool):
-        return pl.pallas_call(
-            kernel,
-            grid=grid,
-            in_specs=inputs,
-            out_specs=outputs,
-            out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in results],
-            compiler_params=triton.CompilerParams(num_warps=WARPS, num_stages=STAGES),
-            interpret=interpret,
-        )(*arguments)
-
-    compiled = functools.partial(call, interpret=False)
-    interpreted = functools.partial(call, interpret=True)
-
-    def run(*arguments) -> Sequence[Array]:
-        platform = jax.lax.platform_dependent
-        return platform(*arguments, cuda=compiled, default=interpreted)
-
-    return run
-
-
-def _by_rows_and_heads(
-    function: Callable[..., Sequence[Array]],
-    inputs: Sequence[str],
-    outputs: Sequence[str],
-) -> Callable[..., Sequence[Array]]:
-    """The function of arrays whose rows (b) and heads (h) it takes each for itself.
-
-    Each word names an array's axes, a letter each. Devices that have some rows or heads
-    compute those, where XLA would gather them all; `vmap` gives it more rows.
-    """
-
-    def placed(mesh, rows, heads, words):
-        where = {"b": rows, "h": heads}
-        return tuple(
-            NamedSharding(mesh, PartitionSpec(*map(where.get, word))) for word in words
-        )
-
-    def partition(mesh, arguments, results):
-        rows, _, heads, *_ = arguments[0].sharding.spec
-        given, made = (placed(mesh, rows, heads, x) for x in (inputs, outputs))
-        return mesh, lambda *local: tuple(function(*local)), made, given
-
-    def written(words):
-        return ", ".join(" ".join(word) for word in words)
-
-    over_devices = custom_partitioning(lambda *arguments: tuple(function(*arguments)))
-    over_devices.def_partition(
-        partition, sharding_rule=f"{written(inputs)} -> {written(outputs)}"
-    )
-    run = custom_vmap(lambda *arguments: over_devices(*arguments))
-
-    @run.def_vmap
-    def more_rows(size, batched, *arguments):
-        # A prefix that all rows share is each row's own beside others.
-        words = [word.replace("n", "b") for word in inputs]
-        rows = arguments[0].shape[1 if batched[0] else 0]
-
-        def merged(x, has):
-            x = x if has else jnp.broadcast_to(x, (size, *x.shape))
-            x = jnp.broadcast_to(x, (size, rows, *x.shape[2:]))
-            return x.reshape(size * rows, *x.shape[2:])
-
-        given = [merged(x, has) for x, has in zip(arguments, batched, strict=True)]
-        made = _by_rows_and_heads(function, words, outputs)(*given)
-        parted = tuple(x.reshape(size, rows, *x.shape[1:]) for x in made)
-        return parted, (True,) * len(parted)
-
-    return run

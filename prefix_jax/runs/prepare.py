@@ -224,13 +224,17 @@ class Loading(How):
     dtype: Dtype
 
 
-def how_to_load(config: BackboneConfig, mesh: Mesh) -> Loading:
-    """As the recipe says, for these devices."""
-    device, unroll, fused = mesh.devices.flat[0], config.unroll, config.fused
+def how_to_load(config: BackboneConfig, mesh: Mesh | None) -> Loading:
+    """As the recipe says, for these devices (None: for any)."""
+    unroll, fused = config.unroll, config.fused
+    device = None if mesh is None else mesh.devices.flat[0]
     if unroll is None:
-        unroll = device.platform == "cpu" and not config.remat
+        unroll = device is not None and device.platform == "cpu" and not config.remat
     if fused is None:
-        fused = fuses(getattr(device, "compute_capability", ""))
+        capability = getattr(device, "compute_capability", "")
+        fused = device is not None and fuses(
+            device.platform, device.device_kind, capability
+        )
     return {
         "dtype": config.dtype,
         "remat": config.remat,

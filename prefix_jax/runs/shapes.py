@@ -21,6 +21,7 @@ from prefix_jax.model.loading import load_config
 from prefix_jax.model.prefix import init_prefix
 from prefix_jax.model.shape import Shape
 from prefix_jax.prefix_config import PrefixConfig
+from prefix_jax.runs.prepare import how_to_load
 
 Batch = Mapping[str, jax.ShapeDtypeStruct]
 
@@ -33,15 +34,14 @@ def backbone_config(name: str) -> Shape:
 def backbone_shapes(config: Config, mesh: Mesh | None = None) -> Backbone:
     """The backbone, as the recipe wants it on these devices."""
     wanted = config.backbone
+    how = how_to_load(wanted, mesh)
 
     def make(key):
         shape = backbone_config(wanted.name)
         made = random_backbone(
             shape,
             key=key,
-            dtype=wanted.dtype,
-            remat=wanted.remat,
-            unroll=bool(wanted.unroll),
+            **how,
         )
         if wanted.weights == "pretrained":
             made = jax.tree.map(lambda x: x.astype(made.dtype), made)
@@ -61,7 +61,7 @@ def train_shapes(config: Config, mesh: Mesh | None = None) -> tuple[TrainState, 
         trainable, frozen = split(params, config.train.method)
         return init_train_state(trainable, optimizer, key), frozen
 
-    shapes = jax.eval_shape(start, backbone_shapes(config), jax.random.key(0))
+    shapes = jax.eval_shape(start, backbone_shapes(config, mesh), jax.random.key(0))
     return placed(shapes, mesh)
 
 

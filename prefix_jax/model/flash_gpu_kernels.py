@@ -1,13 +1,11 @@
-"""The kernels of fused attention (`flash`): what one program of each computes.
+"""The kernels of fused attention on GPUs: what one program of each computes.
 
 A program is there for a stretch of `BLOCK` positions, one head and one row. The arrays
 that it is given are one head's, of all positions or of its stretch: queries, keys,
 values and slopes [T K] or [BLOCK K], totals and means [T], `flash.Texts` [T].
-Off GPUs Pallas interprets the kernels, which is for tests.
 """
 
 import functools
-import math
 from collections.abc import Callable
 
 import jax
@@ -15,9 +13,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-LOG2E = math.log2(math.e)
-HIDDEN = -1e30
-"""The score of a key that is not seen; its weight is 0 beside one that is."""
+from prefix_jax.model.flash_common import HIDDEN, LOG2E
+
 BLOCK = 64
 """Positions that a program is there for, and that it passes at once. With"""
 WARPS, STAGES = 4, 3
