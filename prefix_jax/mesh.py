@@ -1,6 +1,8 @@
 """Devices and where arrays live on them."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,8 @@ from jaxtyping import PyTree
 
 from prefix_jax.config import MeshConfig
 from prefix_jax.errors import InputError
+
+T = TypeVar("T")
 
 AXES = ("data", "fsdp", "tensor")
 
@@ -98,6 +102,23 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def by_rows(mesh: Mesh) -> NamedSharding:
     """The leading axis (rows of a batch) split over the devices."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def known(mesh: Mesh | None, function: Callable[..., T]) -> Callable[..., T]:
+    """The same function, which knows the mesh while it is traced.
+
+    XLA finds out by itself how devices share all that it computes; not so kernels
+    (`model.flash`), which ask for the mesh.
+    """
+    if mesh is None:
+        return function
+
+    @functools.wraps(function)
+    def traced(*arguments):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return function(*arguments)
+
+    return traced
 
 
 def layout(tree: PyTree, mesh: Mesh) -> PyTree[NamedSharding]:

@@ -3,16 +3,18 @@
 import math
 from collections.abc import Callable, Sequence
 
+import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
-from jax.experimental.custom_partitioning import custom_partitioning
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array
 
 LOG2E = math.log2(math.e)
 """Kernels take powers of 2, of scores times this."""
 HIDDEN = -1e30
 """The score of a key that is not seen; its weight is 0 beside one that is."""
+PARTED = {"b": ("data", "fsdp"), "h": ("tensor",)}
+"""The axes of a mesh (`prefix_jax.mesh`) that rows and heads are parted over."""
 
 
 def by_rows_and_heads(
@@ -22,29 +24,31 @@ def by_rows_and_heads(
 ) -> Callable[..., Sequence[Array]]:
     """The function of arrays whose rows (b) and heads (h) it takes each for itself.
 
-    Each word names an array's axes, a letter each. Devices that have some rows or heads
-    compute those, where XLA would gather them all; `vmap` gives it more rows.
+    Each word names an array's axes, a letter each. Under a mesh (`jax.set_mesh`, or as
+    the training step has it) devices compute the rows and heads that they have: XLA
+    knows nothing of what is in a kernel, and would gather them all. `vmap` gives the
+    function more rows.
     """
 
-    def placed(mesh, rows, heads, words):
-        where = {"b": rows, "h": heads}
-        return tuple(
-            NamedSharding(mesh, PartitionSpec(*map(where.get, word))) for word in words
-        )
+    @custom_vmap
+    def run(*arguments):
+        mesh = _free_axes()
+        if not mesh:
+            return tuple(function(*arguments))
+        axes = {
+            letter: _parting(mesh, letter, arguments[0].shape[inputs[0].index(letter)])
+            for letter in PARTED
+        }
 
-    def partition(mesh, arguments, results):
-        rows, _, heads, *_ = arguments[0].sharding.spec
-        given, made = (placed(mesh, rows, heads, x) for x in (inputs, outputs))
-        return mesh, lambda *local: tuple(function(*local)), made, given
+        def specs(words):
+            return tuple(PartitionSpec(*map(axes.get, word)) for word in words)
 
-    def written(words):
-        return ", ".join(" ".join(word) for word in words)
-
-    over_devices = custom_partitioning(lambda *arguments: tuple(function(*arguments)))
-    over_devices.def_partition(
-        partition, sharding_rule=f"{written(inputs)} -> {written(outputs)}"
-    )
-    run = custom_vmap(lambda *arguments: over_devices(*arguments))
+        return jax.shard_map(
+            lambda *own: tuple(function(*own)),
+            in_specs=specs(inputs),
+            out_specs=specs(outputs),
+            check_vma=False,  # a kernel does not say over which axes its results vary
+        )(*arguments)
 
     @run.def_vmap
     def more_rows(size, batched, *arguments):
@@ -63,3 +67,19 @@ def by_rows_and_heads(
         return parted, (True,) * len(parted)
 
     return run
+
+
+def _free_axes() -> dict[str, int]:
+    """The sizes of the mesh's axes that XLA would part arrays over; {}: one device."""
+    mesh = jax.sharding.get_abstract_mesh()
+    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    # In `pmap` and `shard_map` an axis is "manual": each program has its part already.
+    free = {name: mesh.shape[name] for name, kind in kinds if kind == AxisType.Auto}
+    return free if math.prod(free.values()) > 1 else {}
+
+
+def _parting(mesh: dict[str, int], letter: str, size: int) -> tuple[str, ...] | None:
+    """The mesh's axes that an array's axis is parted over; None: all have all of it."""
+    names = tuple(name for name in PARTED[letter] if name in mesh)
+    parts = math.prod(mesh[name] for name in names)
+    return names if size % parts == 0 else None
