@@ -43,7 +43,10 @@ def within_segments(counts: Int[Array, "B T"], segments: Int[Array, "B T"]):
 
 def segments_with(marks: Bool[Array, "B T"], segments: Int[Array, "B T"]):
     """How many texts have a token that is marked, i32 []."""
-    rows, length = segments.shape
-    has = jnp.zeros((rows, length + 1), bool)
-    has = has.at[jnp.arange(rows)[:, None], segments].max(marks & (segments > 0))
-    return has.sum()
+
+    # Row by row, so that devices need no more than their own.
+    def of_row(marks, segments):
+        has = jnp.zeros(len(segments) + 1, bool)
+        return has.at[segments].max(marks & (segments > 0)).sum()
+
+    return jax.vmap(of_row)(marks, segments).sum()
