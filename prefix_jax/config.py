@@ -47,8 +47,8 @@ class BackboneConfig(Section):
     on CPUs, where a loop copies what the backward pass needs. None: on CPUs, but not
     with `remat`, most of whose saving it would undo."""
     fused: bool | None = None
-    """Attend with fused kernels where they can: in 16 bits, over packed texts, with a
-    prefix that all of a text sees. None: on NVIDIA's GPUs from Ampere on, and TPUs
+    """Attend with fused kernels where they can: in 16 bits, with a prefix that all of a
+    text sees, without sliding windows. None: on NVIDIA's GPUs from Ampere on, and TPUs
     from v4 on."""
 
 

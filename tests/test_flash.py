@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from prefix_jax.config import MeshConfig, OptimConfig, TrainConfig
+from prefix_jax.data.batches import eval_batches
+from prefix_jax.data.tokens import Row
 from prefix_jax.learning.loss import loss_sums
 from prefix_jax.learning.optim import make_optimizer
 from prefix_jax.learning.split import split
@@ -325,6 +327,17 @@ def test_whole_texts_are_fused(launched, given, family):
         extra["segments"] = make_batch()["segments"]
     assert_near(forward(True, **dict(extra)), forward(False, **dict(extra)))
     assert launched
+
+
+def test_padded_rows_are_fused_too(launched):
+    rows = [
+        Row(np.arange(1, n, dtype=np.int32), np.ones(n - 1, bool)) for n in (5, 9, 3)
+    ]
+    [batch] = eval_batches(rows, batch_size=4, buckets=(16,), pad_id=0)
+    batch = jax.tree.map(jnp.asarray, batch)
+    sums = [loss_sums(make_backbone(fused), None, batch) for fused in (True, False)]
+    assert launched
+    np.testing.assert_allclose(sums[0].row_nll, sums[1].row_nll, rtol=0.01)
 
 
 def kinds(backbone):

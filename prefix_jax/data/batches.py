@@ -13,9 +13,9 @@ Batch = dict[
     str,
     Int32[np.ndarray, "B T"] | Bool[np.ndarray, "B T"] | Int32[np.ndarray, " B"],
 ]
-"""tokens i32, mask bool (real tokens), loss_mask bool (tokens to be predicted), all
-padded on the right; where rows have prefixes of their own, prefix_ids i32 [B]; where
-each holds several texts, segments i32 [B T] (`data.bins`)."""
+"""tokens i32, mask bool (real tokens), loss_mask bool (tokens to be predicted) and
+segments i32 (which of its row's texts a token belongs to, from 1 on; 0: padding), each
+[B T], padded on the right; where rows have their own prefixes, prefix_ids i32 [B]."""
 
 MULTIPLE = 8
 """Chosen buckets are multiples of this many tokens, so that there are few to try."""
@@ -172,4 +172,12 @@ def _pad(rows: Sequence[Row], width: int, pad_id: int) -> Batch:
         tokens[number, :length] = row.tokens
         mask[number, :length] = True
         loss_mask[number, :length] = row.loss_mask
-    return {"tokens": tokens, "mask": mask, "loss_mask": loss_mask}
+    # A mask alone may have holes, for all that a backbone knows: fused kernels, which
+    # have no mask of single tokens, could not be used.
+    segments = mask.astype(np.int32)
+    return {
+        "tokens": tokens,
+        "mask": mask,
+        "loss_mask": loss_mask,
+        "segments": segments,
+    }

@@ -97,11 +97,7 @@ def packed_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> grain.DatasetIterator[Batch]:
-    """As `train_batches`, of `batch_size` packed rows: the `bins` of `rows`.
-
-    Batches have `segments` i32 [B T] too: 1 for the tokens of the first text in a row,
-    2 for those of the second, 0 for padding.
-    """
+    """As `train_batches`, of `batch_size` packed rows: the `bins` of `rows`."""
     mine = rows_of_process(batch_size, process_index, process_count)
 
     def assemble(chosen: Int[np.ndarray, "all 2"]) -> Batch:

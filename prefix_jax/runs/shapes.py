@@ -70,9 +70,12 @@ def batch_shapes(config: Config, mesh: Mesh | None = None) -> Batch:
     data: DataConfig = config.data
     length = data.pack or max(data.buckets, default=data.max_length)
     rows = config.train.batch_size, length
-    kinds = {"tokens": jnp.int32, "mask": jnp.bool_, "loss_mask": jnp.bool_}
-    if data.pack:
-        kinds["segments"] = jnp.int32
+    kinds = {
+        "tokens": jnp.int32,
+        "mask": jnp.bool_,
+        "loss_mask": jnp.bool_,
+        "segments": jnp.int32,
+    }
     where = None if mesh is None else by_rows(mesh)
     return {
         name: jax.ShapeDtypeStruct(rows, kind, sharding=where)
