@@ -1,8 +1,8 @@
-"""How well does a backbone predict text it has not seen? (`tiny`'s model card)
+"""How well does a backbone predict text it has not seen?
 
-python benchmarks/perplexity.py --text corpus/wikitext2_test.txt
-python benchmarks/perplexity.py --text wikitext2.test --whole --length 1024 \\
-    --backbone FILE.gguf --torch
+    python benchmarks/perplexity.py --text corpus/wikitext2_test.txt
+    python benchmarks/perplexity.py --text wikitext2.test --whole --length 1024 \\
+        --backbone FILE.gguf --torch --out FILE.json
 
 With --torch transformers reads the same weights and scores the same windows.
 """
@@ -16,6 +16,8 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from reports import write_report
+from tokenizers import decoders
 
 from prefix_jax.data.files import read_documents
 from prefix_jax.errors import InputError
@@ -35,8 +37,8 @@ def perplexity_per_byte(
 
     Every token but the first of each window is predicted from those before it in the
     window, so most have less than the full context. Bytes are those of the tokens
-    predicted; the end of a document counts as a token of no bytes. `whole`: the file is
-    one document.
+    predicted, where a tokenizer is byte-level, so that they can be told; the end of a
+    document counts as a token of no bytes. `whole`: the file is one document.
     """
     backbone, tokenizer = load_backbone(name), load_tokenizer(name)
     length = length or backbone.config.n_positions
@@ -64,21 +66,22 @@ def perplexity_per_byte(
 
     batches = [windows[start : start + rows] for start in range(0, number, rows)]
     total = sum(float(nll(backbone, batch)) for batch in batches)
-    tokens, bytes_ = number * (length - 1), int(size[:, 1:].sum())
-    theirs = {}
-    if with_torch:
-        loss = torch_nll(Path(name), batches) / tokens
-        theirs = {"torch_loss_per_token": loss}
-        theirs["torch_perplexity_per_token"] = math.exp(loss)
-    return {
-        **theirs,
+    tokens = number * (length - 1)
+    found = {
         "tokens": tokens,
-        "bytes": bytes_,
         "loss_per_token": total / tokens,
         "perplexity_per_token": math.exp(total / tokens),
-        "bits_per_byte": total / bytes_ / math.log(2),
-        "perplexity_per_byte": math.exp(total / bytes_),
     }
+    if isinstance(tokenizer.backend_tokenizer.decoder, decoders.ByteLevel):
+        bytes_ = int(size[:, 1:].sum())
+        found["bytes"] = bytes_
+        found["bits_per_byte"] = total / bytes_ / math.log(2)
+        found["perplexity_per_byte"] = math.exp(total / bytes_)
+    if with_torch:
+        loss = torch_nll(Path(name), batches) / tokens
+        found["torch_loss_per_token"] = loss
+        found["torch_perplexity_per_token"] = math.exp(loss)
+    return found
 
 
 def torch_nll(path: Path, batches: Sequence[np.ndarray]) -> float:
@@ -107,7 +110,7 @@ def torch_nll(path: Path, batches: Sequence[np.ndarray]) -> float:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(
-        description="Perplexity per byte of a backbone on a text file, as JSON."
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--text", type=Path, required=True, help="the text to score")
     parser.add_argument("--backbone", default="tiny", help="name or folder")
@@ -116,6 +119,7 @@ def main() -> None:
         "--length", type=int, help="of a window; default: all positions"
     )
     parser.add_argument("--torch", action="store_true", help="transformers' score too")
+    parser.add_argument("--out", type=Path, help="where the JSON goes, with settings")
     options = parser.parse_args()
     try:
         scores = perplexity_per_byte(
@@ -128,6 +132,10 @@ def main() -> None:
     except InputError as error:
         sys.exit(f"error: {error}")
     print(json.dumps(scores, indent=2))
+    for name in ("text", "backbone"):
+        setattr(options, name, Path(getattr(options, name)).name)
+    packages = ("torch", "transformers") if options.torch else ()
+    write_report(options, "perplexity", scores, packages)
 
 
 if __name__ == "__main__":

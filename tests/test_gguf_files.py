@@ -1,5 +1,6 @@
 """GGUF files: read as transformers reads them, and refused where they are damaged."""
 
+import dataclasses
 import importlib.util
 import json
 import re
@@ -15,7 +16,7 @@ from families import GROUPED
 from rounding import LOGITS
 
 from prefix_jax.errors import InputError
-from prefix_jax.model import loading
+from prefix_jax.model import gguf_tokenizer, loading
 from prefix_jax.model.families import RELEASED, random_backbone
 from prefix_jax.model.gguf_files import open_gguf
 from prefix_jax.model.gguf_header import read_header
@@ -61,7 +62,8 @@ def write(path, backbone, kind="F32", **more):
     out.add_layer_norm_rms_eps(config.rms_norm_eps)
     out.add_rope_freq_base(config.rope.rope_theta)
     for name, value in more.get("values", {}).items():
-        out.add_float32(name, value)
+        add = out.add_string if isinstance(value, str) else out.add_float32
+        add(name, value)
     for name, tensor in _tensors(backbone).items():
         *before, module, suffix = name.split(".")
         if before[:1] == ["layers"]:
@@ -145,8 +147,8 @@ def test_llama_3_is_known_by_its_frequencies(tmp_path):
         original_max_position_embeddings=8192,
     )
     config = LlamaConfig(**SHAPE | {"head_dim": 64}, rope=wanted)
-    plain, _ = Rope(rope_theta=500_000.0).speeds(64)
-    stretched, _ = wanted.speeds(64)
+    plain, _ = Rope(rope_theta=500_000.0).inv_freq(64)
+    stretched, _ = wanted.inv_freq(64)
     model = random_backbone(config, key=jax.random.key(0))
     slower = (plain / stretched).astype(np.float32)
     path = write(tmp_path / "a.gguf", model, tensors={"rope_freqs.weight": slower})
@@ -197,6 +199,49 @@ def test_other_files_are_refused(tmp_path):
             load(path)
 
 
+@pytest.mark.parametrize(
+    ("kind", "factor", "expected"),
+    [
+        (None, 4.0, Rope(rope_type="linear", factor=4.0)),
+        ("none", 4.0, Rope()),
+        (
+            "yarn",
+            4.0,
+            Rope(rope_type="yarn", factor=4.0, original_max_position_embeddings=64),
+        ),
+        (None, None, Rope()),
+    ],
+    ids=str,
+)
+def test_how_positions_are_stretched(tmp_path, kind, factor, expected):
+    """A factor alone stretches them evenly, as llama.cpp takes it."""
+    given = {"type": kind, "factor": factor}
+    values = {f"llama.rope.scaling.{k}": v for k, v in given.items() if v is not None}
+    backbone = random_backbone(LlamaConfig(**SHAPE), key=jax.random.key(0))
+    path = write(tmp_path / "a.gguf", backbone, values=values)
+    found = load_config(path).rope
+    assert found == dataclasses.replace(expected, rope_theta=found.rope_theta)
+
+
+@pytest.mark.parametrize("key", ["context_length", "attention.layer_norm_rms_epsilon"])
+def test_what_a_file_does_not_say_is_not_guessed(model, tmp_path, key):
+    path = write(tmp_path / "a.gguf", model)
+    name = f"{model.config.model_type}.{key}"
+    other = f"general.{'x' * (len(name) - 8)}"
+    path.write_bytes(path.read_bytes().replace(name.encode(), other.encode()))
+    with pytest.raises(InputError, match=f"does not say {re.escape(name)}"):
+        open_gguf(path)
+
+
+def test_a_window_of_unknown_layers_is_refused(tmp_path):
+    config = LlamaConfig(**SHAPE, model_type="qwen2")
+    backbone = random_backbone(config, key=jax.random.key(0))
+    values = {"qwen2.attention.sliding_window": 5.0}
+    path = write(tmp_path / "a.gguf", backbone, values=values)
+    with pytest.raises(InputError, match="does not say which layers"):
+        open_gguf(path)
+
+
 def test_another_architecture_is_refused(model, tmp_path):
     path = write(tmp_path / "a.gguf", model)
     kind = model.config.model_type.encode()
@@ -225,8 +270,10 @@ def with_tokenizer(path, tokens, *, kind="gpt2", end=1, merges=None, **more):
     out.add_token_types(kinds + [gguf.TokenType.NORMAL] * (len(tokens) - 2))
     if merges is not None:
         out.add_token_merges(merges)
-    if "pre" in more:
-        out.add_tokenizer_pre(more["pre"])
+    if pre := more.get("pre", "gpt-2"):
+        out.add_tokenizer_pre(pre)
+    for role, wanted in zip(("bos", "eos"), more.get("add", ()), strict=False):
+        getattr(out, f"add_add_{role}_token")(wanted)
     if "scores" in more:
         out.add_token_scores(more["scores"])
         out.add_unk_token_id(2)
@@ -251,7 +298,7 @@ def test_a_byte_level_tokenizer(tmp_path, monkeypatch, pre, twelve):
     monkeypatch.setitem(sys.modules, "torch", None)
     path = with_tokenizer(tmp_path / "a.gguf", BYTES, merges=MERGES, pre=pre)
     tokenizer = load_tokenizer(path)
-    ids = tokenizer("ab ab12<end>").input_ids
+    ids = tokenizer("ab ab12<end>", add_special_tokens=False).input_ids
     assert ids == [4, 6, *twelve, 1]
     assert tokenizer.decode(ids, skip_special_tokens=True) == "ab ab12"
     # transformers 5.17 takes the begin token for the end token.
@@ -264,7 +311,40 @@ def test_tokens_that_nothing_is_merged_to(tmp_path, pre, ids):
     """Llama 3's are found whole, as llama.cpp does."""
     tokens = [*BYTES[:5], "ba"]
     path = with_tokenizer(tmp_path / "a.gguf", tokens, merges=["b a"], pre=pre)
-    assert load_tokenizer(path)("ab").input_ids == ids
+    tokenizer = load_tokenizer(path)
+    assert tokenizer("ab", add_special_tokens=False).input_ids == ids
+
+
+CUTS = {
+    "gpt-2": ["it", "'", "S", "Ġ1234", "!", "Ċ", "Ċ", "x"],
+    "smollm": ["it", "'", "S", "Ġ", "1", "2", "3", "4", "!", "Ċ", "Ċ", "x"],
+    "llama-bpe": ["it", "'S", "Ġ", "123", "4", "!ĊĊ", "x"],
+    "qwen2": ["it", "'S", "Ġ", "1", "2", "3", "4", "!ĊĊ", "x"],
+}
+"""What "it'S 1234!\\n\\nx" is cut into, by the patterns in the models' own files."""
+
+
+@pytest.mark.parametrize("pre", CUTS)
+def test_how_text_is_cut(pre):
+    found = gguf_tokenizer._SPLITS[pre].pre_tokenize_str("it'S 1234!\n\nx")
+    assert [piece for piece, _ in found] == CUTS[pre]
+
+
+@pytest.mark.parametrize(
+    ("more", "ids"),
+    [
+        ({"pre": "gpt-2"}, [4]),
+        ({"pre": "llama-bpe"}, [0, 4]),
+        ({"pre": "llama-bpe", "add": (False, True)}, [4, 1]),
+        ({"pre": "gpt-2", "add": (True, True)}, [0, 4, 1]),
+    ],
+    ids=str,
+)
+def test_begin_and_end_where_they_are_asked_for(tmp_path, more, ids):
+    path = with_tokenizer(tmp_path / "a.gguf", BYTES, merges=MERGES, **more)
+    tokenizer = load_tokenizer(path)
+    assert tokenizer("ab").input_ids == ids
+    assert tokenizer("ab", add_special_tokens=False).input_ids == [4]
 
 
 PIECES = ["<s>", "</s>", "<unk>", "<0x0A>", "▁", "a", "b", "ab", "▁a", "▁ab"]
@@ -275,16 +355,21 @@ def test_a_sentencepiece_tokenizer(tmp_path):
     """Its merges follow from the scores; unknown bytes are written as bytes."""
     path = with_tokenizer(tmp_path / "a.gguf", PIECES, kind="llama", scores=SCORES)
     tokenizer = load_tokenizer(path)
-    names = tokenizer.convert_ids_to_tokens(tokenizer("ab a\nb").input_ids)
-    assert names == ["▁ab", "▁a", "<0x0A>", "b"]
-    assert tokenizer.decode(tokenizer("ab a\nb").input_ids) == "ab a\nb"
-    assert tokenizer("x").input_ids == [4, 2]
+    ids = tokenizer("ab a\nb").input_ids
+    names = tokenizer.convert_ids_to_tokens(ids)
+    assert names == ["<s>", "▁ab", "▁a", "<0x0A>", "b"]
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "ab a\nb"
+    assert tokenizer("x").input_ids == [0, 4, 2]
 
 
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"pre": "mine"}, "tokenizer.ggml.pre is 'mine'"),
+        (
+            {"pre": "mine"},
+            "tokenizer.ggml.pre, the way to cut text before merging, is 'mi",
+        ),
+        ({"pre": None}, "merging, is missing; known here are gpt-2, "),
         ({"kind": "bert"}, "tokenizer.ggml.model is 'bert'"),
         ({"end": 99}, "eos_token_id is 99, but there are 10 tokens"),
         ({"merges": ["a 1"]}, "it merges 'a 1', which is no token"),

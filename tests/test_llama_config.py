@@ -178,7 +178,7 @@ def test_speeds_are_transformers_speeds(parameters):
     config = transformers.LlamaConfig(
         hidden_size=64, num_attention_heads=2, rope_parameters=dict(given)
     )
-    found, size = Rope.from_dict(given, 2048).speeds(32)
+    found, size = Rope.from_dict(given, 2048).inv_freq(32)
     kind = given.get("rope_type", "default")
     if kind == "default":
         exact = [5000.0 ** (-i / 16) for i in range(16)]

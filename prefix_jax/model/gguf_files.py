@@ -51,6 +51,15 @@ _SIZES = {
     "rope.freq_base": "rope_theta",
 }
 """A file's names, behind that of its architecture, and `config.json`'s."""
+_NEEDED = (
+    "block_count",
+    "context_length",
+    "embedding_length",
+    "feed_forward_length",
+    "attention.head_count",
+    "attention.head_count_kv",
+    "attention.layer_norm_rms_epsilon",
+)
 _ELSEWHERE = {
     "vocab_size",
     "rope.dimension_count",
@@ -112,9 +121,13 @@ def _config(path: Path, header: Header) -> dict[str, object]:
     config: dict[str, Any] = {
         name: _decimal(own[key]) for key, name in _SIZES.items() if key in own
     }
-    for name in ("num_attention_heads", "num_key_value_heads", "intermediate_size"):
-        if name not in config:  # a list, which GGUF has where layers differ
-            raise InputError(f"it does not say {name}, one for all layers")
+    for key in _NEEDED:
+        if key not in own:  # or it is a list, which GGUF has where layers differ
+            raise InputError(f"it does not say {kind}.{key}, one for all layers")
+    if kind.startswith("qwen") and "sliding_window" in config:
+        raise InputError(
+            f"it has {kind}.attention.sliding_window, but does not say which layers do"
+        )
     embedding = tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
         raise InputError("it has no matrix token_embd.weight")
@@ -128,9 +141,6 @@ def _config(path: Path, header: Header) -> dict[str, object]:
                 f"{shown(config['head_dim'])} numbers; expected the same"
             )
     config["model_type"] = "mistral" if "sliding_window" in config else kind
-    if kind.startswith("qwen"):
-        config["model_type"] = kind
-        config["use_sliding_window"] = "sliding_window" in config
     slower = None
     if _FREQUENCIES in tensors:
         slower = _reading(path, _FREQUENCIES, tensors[_FREQUENCIES], header.start)()
@@ -151,7 +161,9 @@ def _decimal(value: object) -> object:
 def _rope(
     own: Mapping[str, Any], slower: np.ndarray | None, width: object
 ) -> dict[str, object]:
-    given = own.get("rope.scaling.type", "none")
+    # A factor alone is llama.cpp's "linear".
+    usual = "linear" if "rope.scaling.factor" in own else "none"
+    given = own.get("rope.scaling.type", usual)
     rope: dict[str, object] = {} if given == "none" else {"rope_type": given}
     names = {
         "factor": "rope.scaling.factor",
@@ -183,8 +195,8 @@ def _llama3(theta: float, slower: np.ndarray) -> dict[str, object]:
         "high_freq_factor": 4.0,
         "original_max_position_embeddings": 8192,
     }
-    plain, _ = Rope(rope_theta=theta).speeds(2 * slower.size)
-    stretched, _ = Rope(rope_theta=theta, **found).speeds(2 * slower.size)
+    plain, _ = Rope(rope_theta=theta).inv_freq(2 * slower.size)
+    stretched, _ = Rope(rope_theta=theta, **found).inv_freq(2 * slower.size)
     if slower.ndim != 1 or not np.allclose(stretched * slower, plain, rtol=1e-4):
         raise InputError(
             f"its {_FREQUENCIES} are not those of Llama 3 (low_freq_factor 1, "

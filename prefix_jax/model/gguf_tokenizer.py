@@ -10,7 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    normalizers,
+    processors,
+)
 from tokenizers import pre_tokenizers as splits
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
@@ -92,6 +99,7 @@ def _tokenizer(path: Path) -> PreTrainedTokenizerFast:
         found = [x for x, own in zip(tokens, types, strict=True) if own == number]
         added = [AddedToken(x, normalized=False, special=special) for x in found]
         (backend.add_special_tokens if special else backend.add_tokens)(added)
+    _add_ends(backend, tokens, given)
     roles: dict[str, Any] = {
         f"{role}_token": _named(tokens, given, key)
         for role, key in (
@@ -107,6 +115,23 @@ def _tokenizer(path: Path) -> PreTrainedTokenizerFast:
     )
 
 
+def _add_ends(backend: Tokenizer, tokens: Sequence[str], given: dict[str, Any]) -> None:
+    """Where special tokens are asked for: what begins and ends a text."""
+    usual = given["model"] == "llama" or given.get("pre") in _WHOLE_FIRST
+    ends = []
+    for role, is_usual in (("bos", usual), ("eos", False)):
+        key = f"{role}_token_id"
+        wanted = given.get(f"add_{role}_token", is_usual) and given.get(key) is not None
+        ends.append([_named(tokens, given, key)] if wanted else [])
+    begin, end = ends
+    if begin or end:
+        backend.post_processor = processors.TemplateProcessing(
+            single=[*begin, "$A", *end],
+            pair=[*begin, "$A", *end, *begin, "$B", *end],
+            special_tokens=[(one, tokens.index(one)) for one in {*begin, *end}],
+        )
+
+
 def _named(tokens: Sequence[str], given: dict[str, Any], key: str) -> str:
     number: int = given[key]
     if number not in range(len(tokens)):
@@ -118,11 +143,12 @@ def _named(tokens: Sequence[str], given: dict[str, Any], key: str) -> str:
 
 
 def _byte_level(tokens: Sequence[str], given: dict[str, Any]) -> Tokenizer:
-    cut = given.get("pre", "gpt-2")
+    cut = given.get("pre")
     if cut not in _SPLITS:
+        said = "missing" if cut is None else shown(cut)
         raise InputError(
-            f"tokenizer.ggml.pre is {shown(cut)}, a way to cut text that is not known "
-            f"here; expected {', '.join(_SPLITS)}"
+            f"tokenizer.ggml.pre, the way to cut text before merging, is {said}; known "
+            f"here are {', '.join(_SPLITS)}"
         )
     backend = Tokenizer(_bpe(tokens, _merges(given), ignore_merges=cut in _WHOLE_FIRST))
     backend.pre_tokenizer = _SPLITS[cut]

@@ -16,16 +16,10 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from prefix_jax.model.activations import PARAMETERS, activation
-from prefix_jax.model.attention import (
-    KeyBlock,
-    attend,
-    attend_causally,
-    attend_fused,
-    mass,
-)
+from prefix_jax.model.attention import KeyBlock
 from prefix_jax.model.backbone import Backbone, How
 from prefix_jax.model.gpt2_config import GPT2Config
-from prefix_jax.model.layers import Dense, Own, recomputed
+from prefix_jax.model.layers import Dense, Own, recomputed, self_attention
 
 
 class Norm(nnx.Module):
@@ -78,7 +72,7 @@ class Block(nnx.Module):
         places: None,
         observe: bool,
     ) -> tuple[Float[Array, "B T D"], KeyBlock | None, Array | None]:
-        """One layer, as `backbone.Block` says."""
+        """One layer, as `passes.Block` says."""
         config = self.config
         scale = config.head_width**-0.5 if config.scale_attn_weights else 1.0
         if config.scale_attn_by_inverse_layer_idx:
@@ -86,18 +80,10 @@ class Block(nnx.Module):
         with jax.named_scope("attention"):
             normal = recomputed(self.ln_1)(x)
             qkv = self.qkv(normal)
-            own_block = observed = None
-            if own.texts is not None:
-                mixed = attend_fused(qkv, seen, own.texts, float(scale))
-            else:
-                query, key, value = jnp.moveaxis(qkv, 3, 0)
-                own_block = own.write(key, value)
-                blocks = [*seen, own_block]
-                observed = mass(query, blocks, scale) if observe else None
-                if own.slots is None:
-                    mixed = attend_causally(query, seen, own_block, scale)
-                else:
-                    mixed = attend(query, blocks, scale)
+            query, key, value = jnp.moveaxis(qkv, 3, 0)
+            mixed, own_block, observed = self_attention(
+                query, key, value, seen, own, scale, observe, qkv
+            )
             x += self.out(mixed)
         with jax.named_scope("mlp"):
             normal = recomputed(self.ln_2)(x)

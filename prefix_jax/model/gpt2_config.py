@@ -7,7 +7,7 @@ from typing import Annotated
 from prefix_jax.checks import Bounds, Size, check, hints
 from prefix_jax.errors import InputError, shown
 from prefix_jax.model.activations import activation
-from prefix_jax.model.shape import Shape
+from prefix_jax.model.shape import Shape, check_causal
 
 Small = Annotated[float, Bounds(least=0, most=1_000)]
 
@@ -82,11 +82,12 @@ class GPT2Config(Shape):
         """From the contents of a `config.json`; fields that change nothing are ignored.
 
         Raises InputError where the file describes another architecture or a GPT-2 with
-        cross-attention, which this model does not have.
+        cross-attention, or one that sees later tokens, which this model does not have.
         """
         if values.get("model_type", "gpt2") != "gpt2":
             given = shown(values["model_type"])
             raise InputError(f"model_type is {given}; only 'gpt2' can be read")
+        check_causal(values)
         if values.get("add_cross_attention"):
             raise InputError(
                 "add_cross_attention is set; expected a decoder-only GPT-2"

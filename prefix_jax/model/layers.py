@@ -1,6 +1,6 @@
 """What transformer layers of every family are made of, and the head."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -8,7 +8,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from prefix_jax.model.attention import KeyBlock, precision
+from prefix_jax.model.attention import (
+    KeyBlock,
+    attend,
+    attend_causally,
+    attend_fused,
+    mass,
+    precision,
+)
 from prefix_jax.model.flash import Texts
 
 
@@ -102,6 +109,35 @@ class Own(NamedTuple):
             put(slots.values, new.values, self.start, 2),
             self.mask,
         )
+
+
+def self_attention(
+    query: Float[Array, "B T H K"],
+    key: Float[Array, "B T G K"],
+    value: Float[Array, "B T G K"],
+    seen: Sequence[KeyBlock],
+    own: Own,
+    scale: Float[Array, ""] | float,
+    observe: bool,
+    qkv: Float[Array, "B T H 3 K"] | None = None,
+) -> tuple[Float[Array, "B T H K"], KeyBlock | None, Float[Array, "B H T"] | None]:
+    """Tokens attend to the blocks `seen` and to themselves: as `passes.Block` says,
+    mixed values, the block of their own, and the attention that the first block has.
+
+    H/G neighbouring heads of queries share keys and values. `qkv`: all three side by
+    side, where they lie so already.
+    """
+    if own.texts is not None:
+        if qkv is None:
+            share = query.shape[2] // key.shape[2]
+            qkv = jnp.stack([query, key.repeat(share, 2), value.repeat(share, 2)], 3)
+        return attend_fused(qkv, seen, own.texts, float(scale)), None, None
+    block = own.write(key, value)
+    blocks = [*seen, block]
+    observed = mass(query, blocks, scale) if observe else None
+    if own.slots is None:
+        return attend_causally(query, seen, block, scale), block, observed
+    return attend(query, blocks, scale), block, observed
 
 
 def recomputed(function: Callable, **named) -> Callable[[Array], Array]:

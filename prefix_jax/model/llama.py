@@ -16,17 +16,11 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from prefix_jax.model.activations import activation
-from prefix_jax.model.attention import (
-    KeyBlock,
-    attend,
-    attend_causally,
-    attend_fused,
-    mass,
-)
+from prefix_jax.model.attention import KeyBlock
 from prefix_jax.model.backbone import Backbone, How
-from prefix_jax.model.layers import Dense, Own, recomputed
+from prefix_jax.model.layers import Dense, Own, recomputed, self_attention
 from prefix_jax.model.llama_config import LlamaConfig
-from prefix_jax.model.rope import Turns
+from prefix_jax.model.rope import Rotation
 
 
 class Norm(nnx.Module):
@@ -85,41 +79,31 @@ class Block(nnx.Module):
         seen: list[KeyBlock],
         own: Own,
         index: Int[Array, ""],
-        places: Turns,
+        places: Rotation,
         observe: bool,
     ) -> tuple[Float[Array, "B T D"], KeyBlock | None, Array | None]:
-        """One layer, as `backbone.Block` says."""
+        """One layer, as `passes.Block` says."""
         del index
         scale = self.config.head_width**-0.5
         with jax.named_scope("attention"):
             query, key, value = self._heads(recomputed(self.ln_1)(x), places)
-            own_block = observed = None
-            if own.texts is not None:
-                share = query.shape[2] // key.shape[2]
-                each = query, key.repeat(share, 2), value.repeat(share, 2)
-                mixed = attend_fused(jnp.stack(each, 3), seen, own.texts, scale)
-            else:
-                own_block = own.write(key, value)
-                blocks = [*seen, own_block]
-                observed = mass(query, blocks, scale) if observe else None
-                if own.slots is None:
-                    mixed = attend_causally(query, seen, own_block, scale)
-                else:
-                    mixed = attend(query, blocks, scale)
+            mixed, own_block, observed = self_attention(
+                query, key, value, seen, own, scale, observe
+            )
             x += self.out(mixed)
         with jax.named_scope("mlp"):
             gate_up = self.gate_up(recomputed(self.ln_2)(x))
             x += self.down(recomputed(self._gated)(gate_up))
         return x, own_block, observed
 
-    def _heads(self, x: Float[Array, "B T D"], places: Turns):
+    def _heads(self, x: Float[Array, "B T D"], places: Rotation):
         """Queries [B T H K], keys and values [B T H/J K], turned to their places."""
         qkv = self.qkv(x)
         share = qkv.shape[3] - 2
         query, key, value = jnp.split(qkv, [share, share + 1], 3)
         if self.q_norm is not None and self.k_norm is not None:
             query, key = self.q_norm(query), self.k_norm(key)
-        query, key = places.turn(query), places.turn(key)
+        query, key = places.apply(query), places.apply(key)
         rows, length, _, _, width = qkv.shape
         return (
             query.reshape(rows, length, -1, width),
@@ -151,8 +135,8 @@ class Llama(Backbone):
 
     def at_positions(
         self, x: Float[Array, "B T D"], positions: Int[Array, "#B T"]
-    ) -> tuple[Float[Array, "B T D"], Turns]:
-        return x, self.rope.turns(positions, self.config.head_width)
+    ) -> tuple[Float[Array, "B T D"], Rotation]:
+        return x, self.rope.rotation(positions, self.config.head_width)
 
     def last_norm(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         return self.ln_f(x)

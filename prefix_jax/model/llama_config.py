@@ -9,7 +9,7 @@ from prefix_jax.checks import Bounds, Size, check, hints
 from prefix_jax.errors import InputError, shown
 from prefix_jax.model.activations import PARAMETERS, activation
 from prefix_jax.model.rope import Rope
-from prefix_jax.model.shape import Shape
+from prefix_jax.model.shape import Shape, check_causal
 
 Small = Annotated[float, Bounds(least=0, most=1_000)]
 Kind = Literal["llama", "mistral", "qwen2", "qwen3"]
@@ -65,6 +65,7 @@ _HARMLESS = {
     *("architectures", "auto_map", "dtype", "torch_dtype", "transformers_version"),
     *("use_cache", "pad_token_id", "unk_token_id", "sep_token_id", "cls_token_id"),
     *("attention_dropout", "hidden_dropout", "resid_pdrop", "embd_pdrop"),
+    *("embd_dropout", "unsloth_version", "unsloth_fixed"),
     *("pretraining_tp", "return_dict", "output_attentions", "output_hidden_states"),
     *("id2label", "label2id", "problem_type", "is_decoder", "is_encoder_decoder"),
     *("chunk_size_feed_forward", "model_type", "rope_theta", "rope_scaling"),
@@ -273,6 +274,7 @@ def _check_known(kind: Kind, values: Mapping) -> None:
     unknown = dict(values)
     for name in known_fields(kind) & values.keys():
         del unknown[name]
+    check_causal(unknown)
     types = unknown.get("layer_types")
     if isinstance(types, list) and types == ["full_attention"] * len(types):
         del unknown["layer_types"]

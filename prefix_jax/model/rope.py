@@ -18,13 +18,13 @@ from prefix_jax.errors import InputError, shown
 Factor = Annotated[float, Bounds(least=1)]
 
 
-class Turns(NamedTuple):
+class Rotation(NamedTuple):
     """By how much each pair of a head's numbers is turned, at each token."""
 
     cos: Float[Array, "#B T 1 1 pairs"]
     sin: Float[Array, "#B T 1 1 pairs"]
 
-    def turn(self, x: Float[Array, "B T H J K"]) -> Float[Array, "B T H J K"]:
+    def apply(self, x: Float[Array, "B T H J K"]) -> Float[Array, "B T H J K"]:
         """The same heads turned, in f32 and rounded to their type once.
 
         Pairs are numbers i and i + K/2, as in Hugging Face's files.
@@ -115,13 +115,13 @@ class Rope:
             del values["truncate"]
         return {name: value for name, value in values.items() if value is not None}
 
-    def turns(self, positions: Int[Array, "#B T"], width: int) -> Turns:
+    def rotation(self, positions: Int[Array, "#B T"], width: int) -> Rotation:
         """At these positions, for heads of `width` K."""
-        speeds, size = self.speeds(width)
+        speeds, size = self.inv_freq(width)
         angles = positions[:, :, None, None, None].astype(jnp.float32) * speeds
-        return Turns(jnp.cos(angles) * size, jnp.sin(angles) * size)
+        return Rotation(jnp.cos(angles) * size, jnp.sin(angles) * size)
 
-    def speeds(self, width: int) -> tuple[Float32[np.ndarray, "pairs"], float]:
+    def inv_freq(self, width: int) -> tuple[Float32[np.ndarray, "pairs"], float]:
         """Radians a position for each pair, and by how much all grow."""
         exponents = np.arange(0, width, 2, dtype=np.float32) / np.float32(width)
         plain = np.float32(1) / np.float32(self.rope_theta) ** exponents

@@ -79,3 +79,11 @@ class Shape(abc.ABC):
                 f"{what} of length {length} leaves no room for text in the backbone's "
                 f"{self.n_positions} positions; give a shorter one"
             )
+
+
+def check_causal(values: Mapping) -> None:
+    """InputError where a `config.json` says that tokens see later ones."""
+    if values.get("is_causal", True) is False:
+        raise InputError(
+            "is_causal is False; expected a model whose tokens see none after them"
+        )

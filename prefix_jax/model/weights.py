@@ -56,12 +56,13 @@ def save_backbone(folder: str | Path, backbone: Backbone) -> None:
 
 
 def fingerprint(backbone: Backbone) -> str:
-    """16 hexadecimal digits that name the function a backbone computes.
+    """16 hexadecimal digits that name a backbone.
 
-    SHA-256 over the configuration (as far as it changes the logits) and the weights
-    rounded to bf16, tensor by tensor in Hugging Face's naming. So the f32 and the bf16
-    copy of a backbone agree, and so do its layers in one stack or in two; a change too
-    small for bf16 goes unseen.
+    Backbones of the same digits compute the same. (Not so the other way round: a Llama
+    and a Mistral without windows differ by name.) SHA-256 over the configuration, as
+    far as it may change the logits, and the weights rounded to bf16, tensor by tensor
+    in Hugging Face's naming. So the f32 and the bf16 copy of a backbone agree, and so
+    do its layers in one stack or in two; a change too small for bf16 goes unseen.
     """
     variant = backbone.config.variant()
     digest = hashlib.sha256(json.dumps(variant, sort_keys=True).encode())
