@@ -19,7 +19,8 @@ import prefix_jax as pj
 from prefix_jax.learning import cross_entropy
 from prefix_jax.learning.loss import Batch
 from prefix_jax.learning.split import Params
-from prefix_jax.mesh import by_rows, replicated
+from prefix_jax.mesh import by_rows, make_mesh, replicated
+from prefix_jax.runs.prepare import how_to_load
 
 OPTIMIZER = pj.make_optimizer(pj.OptimConfig(learning_rate=1e-3), 1000)
 
@@ -175,7 +176,8 @@ def _memory(compiled: jax.stages.Compiled) -> dict[str, int]:
 
 
 def _make_backbone(shape: pj.GPT2Config, dtype: str) -> pj.GPT2:
-    backbone = pj.GPT2(shape, key=jax.random.key(0), dtype=dtype)
+    fused = how_to_load(pj.BackboneConfig(), make_mesh()).get("fused", False)
+    backbone = pj.GPT2(shape, key=jax.random.key(0), dtype=dtype, fused=fused)
     return jax.tree.map(lambda x: x.astype(dtype), backbone)
 
 
@@ -202,6 +204,7 @@ def _batch(work: Work) -> Batch:
     return {
         "tokens": tokens,
         "mask": jnp.ones(rows, bool),
+        "segments": jnp.ones(rows, jnp.int32),
         "loss_mask": jnp.broadcast_to(carries_loss, rows),
     }
 

@@ -47,9 +47,9 @@ class BackboneConfig(Section):
     on CPUs, where a loop copies what the backward pass needs. None: on CPUs, but not
     with `remat`, most of whose saving it would undo."""
     fused: bool | None = None
-    """Attend with fused kernels where they can: in 16 bits, with a prefix that all of a
-    text sees, without sliding windows. None: on NVIDIA's GPUs from Ampere on, and TPUs
-    from v4 on."""
+    """Attend with fused kernels where they can: in bfloat16, with a prefix that all of
+    a text sees, without sliding windows, over rows of which whole blocks of 64 tokens
+    are little more. None: on NVIDIA's GPUs from Ampere on, and TPUs from v4 on."""
 
 
 @dataclasses.dataclass(frozen=True)

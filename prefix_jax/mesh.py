@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from jaxtyping import PyTree
 from prefix_jax.config import MeshConfig
 from prefix_jax.errors import InputError
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 AXES = ("data", "fsdp", "tensor")
@@ -104,8 +105,8 @@ def by_rows(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
-def known(mesh: Mesh | None, function: Callable[..., T]) -> Callable[..., T]:
-    """The same function, which knows the mesh while it is traced.
+def traced_under(mesh: Mesh | None, function: Callable[P, T]) -> Callable[P, T]:
+    """The same function, which finds the mesh around it when it is traced.
 
     XLA finds out by itself how devices share all that it computes; not so kernels
     (`model.flash`), which ask for the mesh.
@@ -114,9 +115,9 @@ def known(mesh: Mesh | None, function: Callable[..., T]) -> Callable[..., T]:
         return function
 
     @functools.wraps(function)
-    def traced(*arguments):
+    def traced(*arguments: P.args, **named: P.kwargs) -> T:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            return function(*arguments)
+            return function(*arguments, **named)
 
     return traced
 

@@ -13,9 +13,13 @@ from prefix_jax.data.tokens import Row
 from prefix_jax.learning.loss import loss_sums
 from prefix_jax.learning.optim import make_optimizer
 from prefix_jax.learning.split import split
-from prefix_jax.learning.step import init_train_state, make_train_step
+from prefix_jax.learning.step import (
+    init_train_state,
+    make_eval_step,
+    make_train_step,
+)
 from prefix_jax.mesh import make_mesh
-from prefix_jax.model import flash, flash_tpu
+from prefix_jax.model import flash, flash_gpu, flash_tpu
 from prefix_jax.model.attention import KeyBlock, attend_causally
 from prefix_jax.model.families import random_backbone
 from prefix_jax.model.flash import Texts, fits, flash_attention, fuses
@@ -43,10 +47,10 @@ def assert_near(found, expected):
 
 
 def segments_of(rows, length, longest, padding=0, seed=0):
-    """Texts of random lengths up to `longest`, then padding."""
+    """Texts of random lengths up to `longest` (None: one text), then padding."""
     random = np.random.default_rng(seed)
-    segments = np.zeros((rows, length), np.int32)
-    for row in segments:
+    segments = np.ones((rows, length), np.int32)
+    for row in segments if longest else ():
         ends = random.integers(1, longest + 1, length).cumsum()
         row[:] = 1 + np.searchsorted(ends, np.arange(length), side="right")
         row[length - padding :] = 0
@@ -79,23 +83,29 @@ def plain(qkv, prefix, segments):
 
 
 CASES = {
-    "one text": (1, 2 * BLOCK, 1, 5, 2 * BLOCK, 0),
-    "a text in each of three blocks": (1, 3 * BLOCK, 1, 1, 3 * BLOCK, 0),
+    # rows, length, prefixes, their positions, longest text, padding
+    "one text": (1, 2 * BLOCK, 1, 5, None, 0),
+    "a few texts in blocks": (1, 3 * BLOCK, 1, 1, 3 * BLOCK, 0),
     "short texts": (2, 2 * BLOCK, 1, 5, 9, 3),
     "texts longer than a block": (1, 5 * BLOCK, 1, 16, 150, 0),
     "no prefix": (2, BLOCK, 1, 0, 30, 0),
     "a prefix for each row": (2, BLOCK, 2, 17, 30, 1),
     "two rows share each": (4, BLOCK, 2, 3, BLOCK, 0),
     "a prefix longer than a block": (1, BLOCK, 1, BLOCK + 5, 20, 0),
+    "one text of many blocks": (1, 11 * BLOCK, 1, 5, None, 0),
+    "rows of many blocks": (3, 11 * BLOCK, 1, 5, 400, 60),
+    "as much padding as text": (1, 10 * BLOCK, 1, 5, 300, 300),
 }
 
 
-@pytest.fixture(params=["gpu", "tpu"])
+@pytest.fixture(params=["gpu", "tpu, 128", "tpu, 256"])
 def kernels(request, monkeypatch):
-    """Each kind of kernels; the TPU's in blocks of which these texts have a few."""
-    if request.param == "tpu":
-        monkeypatch.setattr(flash, "INTERPRETED", flash_tpu)
-        monkeypatch.setattr(flash_tpu, "BLOCK", flash_tpu.LANES)
+    """Each kind of kernels, in place of the GPU's; a TPU's in blocks of a size."""
+    kind, _, size = request.param.partition(", ")
+    if kind == "tpu":
+        for name in ("forward", "text_gradient", "prefix_gradient"):
+            monkeypatch.setattr(flash_gpu, name, getattr(flash_tpu, name))
+        monkeypatch.setattr(flash_tpu, "BLOCK", int(size))
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -168,11 +178,21 @@ def test_vmap_equals_a_loop(kernels):
         assert_near(found, jax.tree.map(lambda *x: jnp.stack(x), *singly))
 
 
-@pytest.mark.skipif(
-    jax.__version_info__ >= (0, 11), reason="from jax 0.11 on this needs a GPU"
+@pytest.mark.parametrize(
+    ("platform", "call"),
+    [
+        ("tpu", "tpu_custom_call"),
+        pytest.param(
+            "cuda",
+            "__gpu$xla.gpu.triton",
+            marks=pytest.mark.skipif(
+                jax.__version_info__ >= (0, 11), reason="this jax needs a GPU for it"
+            ),
+        ),
+    ],
 )
-def test_compiles_to_kernels_for_gpus():
-    """As far as that goes without one: the whole of Pallas' lowering to Triton."""
+def test_lowers_to_kernels(platform, call):
+    """As far as that goes without a device: the whole of Pallas' own lowering."""
     qkv, prefix, _ = (
         jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), x)
         for x in draw(2, 2 * BLOCK, 1, 5)
@@ -184,13 +204,34 @@ def test_compiles_to_kernels_for_gpus():
         return mixed.astype(jnp.float32).sum()
 
     traced = jax.jit(jax.grad(summed, (0, 1))).trace(qkv, prefix)
-    text = traced.lower(lowering_platforms=("cuda",)).as_text()
-    assert text.count("__gpu$xla.gpu.triton") == 3, "forward, texts, prefix"
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert text.count(call) == 3, "forward, texts, prefix"
+
+
+def test_a_shared_prefix_has_a_gradient_of_f32():
+    """Summed over the rows before it is rounded, if ever."""
+    qkv, prefix, slope = draw(8, BLOCK, 1, 5)
+    texts = Texts.of(8, BLOCK, None)
+    prefix = jax.tree.map(lambda x: x.astype(jnp.float32), prefix)
+
+    def of_rows(rows):
+        part = Texts(texts.start[rows], texts.stop[rows])
+
+        def mixed(prefix):
+            return flash_attention(qkv[rows], prefix, part, SCALE)
+
+        return jax.vjp(mixed, prefix)[1](slope[rows])[0]
+
+    every = [of_rows(slice(row, row + 1)) for row in range(8)]
+    total = jax.tree.map(lambda *x: sum(x), *every)
+    for one, other in zip(of_rows(slice(None)), total, strict=True):
+        assert one.dtype == jnp.float32
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
 
 
 def test_what_fits():
     assert fits(jnp.dtype("bfloat16"), 64)
-    assert fits(jnp.dtype("float16"), 16)
+    assert not fits(jnp.dtype("float16"), 64)
     assert not fits(jnp.dtype("float32"), 64)
     assert not fits(jnp.dtype("bfloat16"), 80)
     assert not fits(jnp.dtype("bfloat16"), 8)
@@ -207,7 +248,7 @@ def test_for_which_devices():
 
 # --- in the model -------------------------------------------------------------
 
-ROWS, TOKENS = 8, 48
+ROWS, TOKENS = 8, 64
 FAMILIES = {
     "gpt2": {},
     "llama": {"family": LlamaConfig, "n_inner": 96, "num_key_value_heads": 1},
@@ -295,6 +336,32 @@ def test_eight_devices_equal_one(kernels, axes):
         assert not re.search(r"all-gather|all-to-all|reduce-scatter", text)
 
 
+@pytest.mark.parametrize(
+    ("axes", "rows", "heads"),
+    [
+        ({"data": 8}, ROWS // 8, HEADS),
+        ({"data": 2, "fsdp": 2, "tensor": 2}, ROWS // 4, HEADS // 2),
+        ({"data": 2, "tensor": 4}, ROWS // 2, HEADS),  # which 4 do not divide
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("made", [make_train_step, make_eval_step])
+def test_kernels_are_given_their_part(monkeypatch, axes, rows, heads, made):
+    given = []
+    whole = flash_gpu.forward
+    monkeypatch.setattr(
+        flash_gpu,
+        "forward",
+        lambda x, *a, **k: given.append(x.shape) or whole(x, *a, **k),
+    )
+    mesh = make_mesh(MeshConfig(**axes))
+    if made is make_train_step:
+        train(fused=True, mesh=mesh)
+    else:
+        made(mesh).lower(make_backbone(True), None, make_batch())
+    assert {(shape[0], shape[2]) for shape in given} == {(rows, heads)}
+
+
 def test_pmap_equals_jit():
     mesh = make_mesh(MeshConfig(data=4))
     metrics, _ = train(fused=True, mesh=mesh)
@@ -333,11 +400,19 @@ def test_padded_rows_are_fused_too(launched):
     rows = [
         Row(np.arange(1, n, dtype=np.int32), np.ones(n - 1, bool)) for n in (5, 9, 3)
     ]
-    [batch] = eval_batches(rows, batch_size=4, buckets=(16,), pad_id=0)
+    [batch] = eval_batches(rows, batch_size=4, buckets=(64,), pad_id=0)
     batch = jax.tree.map(jnp.asarray, batch)
     sums = [loss_sums(make_backbone(fused), None, batch) for fused in (True, False)]
     assert launched
     np.testing.assert_allclose(sums[0].row_nll, sums[1].row_nll, rtol=0.01)
+
+
+def test_short_rows_are_not_padded_for_it(launched):
+    """Of 40 tokens whole blocks are 64: more than kernels could save."""
+    batch = jax.tree.map(lambda x: x[:, :40], make_batch())
+    sums = [loss_sums(make_backbone(fused), None, batch) for fused in (True, False)]
+    np.testing.assert_array_equal(sums[0].row_nll, sums[1].row_nll)
+    assert not launched
 
 
 def kinds(backbone):

@@ -39,6 +39,8 @@ def both(packed):
     """The same texts as one packed batch, and as one padded batch."""
     rows = [row for texts in packed for row in texts]
     [padded] = eval_batches(rows, batch_size=len(rows), buckets=(ROOM,), pad_id=0)
+    # Without its own segments, of which each row has one: those are packed rows, too.
+    assert (padded.pop("segments") == padded["mask"]).all()
     return jax.tree.map(jnp.asarray, (pack(packed, ROOM, 0), padded))
 
 

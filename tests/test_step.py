@@ -291,13 +291,17 @@ def test_pmap_without_a_mesh_is_refused():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_collectives_are_no_larger_than_the_prefix(backbone, eight, dtype):
+@pytest.mark.parametrize("normalise", ["token", "sentence"])
+def test_collectives_are_no_larger_than_the_prefix(backbone, eight, dtype, normalise):
     """Law 6, sharded by data; the gradient is all-reduced in f32 (section 4)."""
     narrow = jax.tree.map(lambda x: x.astype(dtype), backbone)
     narrow.dtype = jnp.dtype(dtype)
     state, frozen = start(narrow)
-    step = make_train_step(OPTIMIZER, TrainConfig(batch_size=ROWS), eight)
-    text = step.lower(state, frozen, make_batch()).compile().as_text()
+    config = TrainConfig(batch_size=ROWS, normalise=normalise)
+    step = make_train_step(OPTIMIZER, config, eight)
+    batch = make_batch()
+    batch["segments"] = batch["mask"].astype(np.int32)
+    text = step.lower(state, frozen, batch).compile().as_text()
     largest = max(leaf.size for leaf in jax.tree.leaves(state.trainable))
     reduced = []
     for line in text.splitlines():

@@ -44,6 +44,26 @@ def example(source):
     return Example(source, "The mill is old.", ("The mill is old.",))
 
 
+def test_rows_without_room_behind_their_prefix_are_refused(setup):
+    """Whatever the bucket: positions beyond the table would be read without a word."""
+    limit = setup.backbone.config.n_positions
+    data = DataConfig(max_length=64)
+    encoded = encode_examples([example("name : Mill")], setup.tokenizer, data).rows
+    validator = Validator(setup, Rows(encoded, [], "", (64,)))
+    [row] = encoded
+    for spare, fits in ((0, True), (-1, False)):
+        length = limit - (len(row.tokens) - 1) - spare
+        form = PrefixConfig(init="random", length=length)
+        prefix = init_prefix(setup.backbone, form, key=jax.random.key(0))()
+        if fits:
+            assert np.isfinite(validator(setup.backbone, prefix).loss)
+        else:
+            with pytest.raises(
+                InputError, match=f"{limit + 1} positions.*by 1 or more"
+            ):
+                validator(setup.backbone, prefix)
+
+
 def test_the_shares_of_all_processes_are_the_whole(setup, monkeypatch):
     examples = [example("name : " + "Mill " * (i % 3)) for i in range(7)]
     data = DataConfig(max_length=64)

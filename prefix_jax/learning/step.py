@@ -20,7 +20,7 @@ from prefix_jax.config import Parallel, TrainConfig
 from prefix_jax.errors import InputError
 from prefix_jax.learning.loss import Batch, divisor, loss_sums
 from prefix_jax.learning.split import Params, merge
-from prefix_jax.mesh import by_rows, is_parted, known, layout, replicated
+from prefix_jax.mesh import by_rows, is_parted, layout, replicated, traced_under
 from prefix_jax.model.backbone import Backbone
 from prefix_jax.model.kv import KV
 
@@ -145,7 +145,7 @@ def make_train_step(
         return _one_program_a_device(step, mesh, config.accumulate)
     if mesh is None:
         return jax.jit(step, donate_argnums=0)
-    step = known(mesh, step)
+    step = traced_under(mesh, step)
     whole, rows = replicated(mesh), by_rows(mesh)
     if is_parted(mesh):
 
@@ -227,5 +227,5 @@ def make_eval_step(
         return jax.jit(evaluate)
     whole, rows = replicated(mesh), by_rows(mesh)
     where = None if is_parted(mesh) else whole
-    evaluate = known(mesh, evaluate)
+    evaluate = traced_under(mesh, evaluate)
     return jax.jit(evaluate, in_shardings=(where, where, rows), out_shardings=whole)

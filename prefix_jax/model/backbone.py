@@ -40,8 +40,10 @@ class How(TypedDict, total=False):
     """Compile each layer for itself instead of one that is scanned, and keep it in a
     stack of its own, which need not be copied out of a larger one at each step."""
     fused: bool
-    """Attend with kernels for GPUs or TPUs (`model.flash`), wherever they can: in 16
-    bits, over whole texts without a `mask`."""
+    """Attend with kernels for GPUs or TPUs (`model.flash`), wherever they can: in
+    bfloat16, over whole texts without a `mask`. In a program for several devices of
+    your own they must know the mesh (`jax.set_mesh`); in a `jax.shard_map` of your own
+    give `check_vma=False`. A TPU's have rows of up to 8,192 positions (heads of 64)."""
 
 
 class Backbone(nnx.Module):
@@ -201,7 +203,7 @@ class Backbone(nnx.Module):
             raise ValueError("of tokens that go to a cache, its own mask tells")
         texts = own_mask = None
         plain = mask is None and not (caches or observe or collect)
-        if plain and self._fuses(prefix, after):
+        if plain and self._fuses(prefix, after, length):
             texts = Texts.of(rows, length, segments)
         elif segments is None:
             own_mask = causal_mask(length, mask)
@@ -209,8 +211,14 @@ class Backbone(nnx.Module):
             own_mask = segment_mask(segments)
         prefix_layers = None
         if prefix is not None:
-            prefix = prefix.cast(self.dtype, rows)
-            prefix_layers = prefix.keys, prefix.values, prefix.mask
+            sinks = None
+            if texts is None:
+                prefix = prefix.cast(self.dtype, rows)
+            elif prefix.number == 1:
+                # Kernels round it and read it where it lies. The rows' gradients are
+                # summed behind the layers: devices send one sum, not one a layer.
+                sinks = prefix.broadcast(rows)
+            prefix_layers = prefix.keys, prefix.values, prefix.mask, sinks
 
         with jax.named_scope("embed"):
             x = self.token_embedding[...][tokens] if tokens.ndim == 2 else tokens
@@ -231,10 +239,12 @@ class Backbone(nnx.Module):
 
             seen, own = [], Own(near(own_mask, positions), texts=texts)
             if prefix is not None:
-                keys, values, real = prefix_layer
+                keys, values, real, sinks = prefix_layer
                 visible = prefix_mask(real, after, prefix.length)
                 visible = near(visible, prefix.positions)
-                seen.append(KeyBlock.of(keys, values, visible, prefix.own_softmax))
+                seen.append(
+                    KeyBlock.of(keys, values, visible, prefix.own_softmax, sinks)
+                )
             for cache, held in zip(caches, slots, strict=True):
                 mask = near(cache.mask, cache.positions)
                 if cache.start is None:
@@ -302,8 +312,14 @@ class Backbone(nnx.Module):
         with jax.named_scope("head"):
             return head_logits(hidden, self.output_head)
 
-    def _fuses(self, prefix: KV | None, after: Array | None) -> bool:
-        """Whether fused attention computes what this prefix asks for."""
+    def _fuses(self, prefix: KV | None, after: Array | None, length: int) -> bool:
+        """Whether fused attention computes what this prefix asks for, and pays.
+
+        Of short texts the padding, for which all of a layer is computed, would be more
+        than an eighth.
+        """
+        if 8 * Texts.whole(length) > 9 * length:
+            return False
         all_see_all = after is None and (
             prefix is None or (prefix.mask is None and not prefix.own_softmax)
         )

@@ -69,16 +69,20 @@ def text_gradient(
 
 
 def prefix_gradient(qkv, slope, total, mean, keys, values, *, scale, interpret=False):
-    """The gradients of each row's prefix."""
-    rows, size, heads, width = keys.shape
+    """The gradients that each row has for its prefix, f32."""
+    rows = len(qkv)
+    number, size, heads, width = keys.shape
     stretch = min(BLOCK, size)
-    own = pl.BlockSpec((None, stretch, None, width), lambda i, h, b: (b, i, h, 0))
+    shape = None, stretch, None, width
+    given = pl.BlockSpec(shape, lambda i, h, b: (0 if number == 1 else b, i, h, 0))
+    own = pl.BlockSpec(shape, lambda i, h, b: (b, i, h, 0))
+    result = jax.ShapeDtypeStruct((rows, size, heads, width), jnp.float32)
     return _launch(
         functools.partial(prefix_kernel, scale=scale),
         (size // stretch, heads, rows),
-        [_part_of(qkv, 0), *_of_queries(slope), own, own],
+        [_part_of(qkv, 0), *_of_queries(slope), given, given],
         [own, own],
-        [keys, values],
+        [result, result],
         interpret,
     )(qkv, slope, total, mean, keys, values)
 

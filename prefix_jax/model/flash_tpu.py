@@ -50,7 +50,7 @@ def forward(qkv, start, *prefix, scale, prefix_length, interpret=False):
         ],
         prefix,
         interpret,
-    )(_bounds(start, start, size), qkv, qkv, qkv, start)
+    )(_bounds(start, None, size), qkv, qkv, qkv, start)
     return mixed.transpose(0, 3, 1, 2)[:, :length], total[:, :, 0, :length]
 
 
@@ -83,11 +83,12 @@ def text_gradient(
 
 
 def prefix_gradient(qkv, slope, total, mean, keys, values, *, scale, interpret=False):
-    """The gradients of each row's prefix."""
-    rows, _, heads, _, _ = qkv.shape
+    """The gradients that each row has for its prefix, f32."""
+    rows, _, heads, _, width = qkv.shape
     qkv, _, _ = _positions_last(qkv)
     size = _block(qkv)
-    results = [x.swapaxes(1, 2) for x in (keys, values)]
+    shape = rows, heads, keys.shape[1], width
+    results = [jax.ShapeDtypeStruct(shape, jnp.float32)] * 2
     gradients = _launch(
         functools.partial(prefix_kernel, scale=scale, size=size),
         (rows, heads, 1),
@@ -97,7 +98,7 @@ def prefix_gradient(qkv, slope, total, mean, keys, values, *, scale, interpret=F
         (keys, values),
         interpret,
     )(
-        jnp.zeros(1, jnp.int32),
+        jnp.zeros(1, jnp.int32),  # bounds, of which it needs none
         qkv,
         *_queries_last(qkv.shape[-1], slope, total, mean),
     )
@@ -111,14 +112,17 @@ def _bounds(start, stop, size: int) -> Int[Array, "_"]:
     """For each row, kind and stretch, a block:
 
     0: the first that its queries see; 1: from which on all of them see all keys; 2: the
-    first of queries that need a mask for its keys; 3: behind the last that sees any.
+    first of queries that need a mask for its keys; 3: behind the last that sees any
+    (both 0 without `stop`).
     """
-    start, stop = start[:, 0], stop[:, 0]
+    start = start[:, 0]
     own = jnp.arange(start.shape[1] // size)
     first, last = start[:, ::size], start[:, size - 1 :: size]
     whole = jnp.minimum(pl.cdiv(last, size), own)
-    same = jnp.maximum(stop[:, ::size] // size, own + 1)
-    end = pl.cdiv(stop[:, size - 1 :: size], size)
+    same = end = jnp.zeros_like(whole)
+    if stop is not None:
+        same = jnp.maximum(stop[:, 0, ::size] // size, own + 1)
+        end = pl.cdiv(stop[:, 0, size - 1 :: size], size)
     return jnp.stack([first // size, whole, same, end], 1).reshape(-1)
 
 

@@ -134,17 +134,20 @@ class KV:
         if self.keys.dtype == dtype:
             return self
 
-        def share(x):
-            if x.shape[1] > 1:
-                return x
-            return jnp.broadcast_to(x, (x.shape[0], rows, *x.shape[2:]))
-
+        keys, values = self.broadcast(rows)
+        lengths = None if self.lengths is None else _of_rows(self.lengths, rows)
         return dataclasses.replace(
             self,
-            keys=share(self.keys).astype(dtype),
-            values=share(self.values).astype(dtype),
-            lengths=None if self.lengths is None else share(self.lengths),
+            keys=keys.astype(dtype),
+            values=values.astype(dtype),
+            lengths=lengths,
         )
+
+    def broadcast(
+        self, rows: int
+    ) -> tuple[Float[Array, "L rows S H K"], Float[Array, "L rows S H K"]]:
+        """Keys and values of a shared prefix for each row; others stay as they are."""
+        return _of_rows(self.keys, rows), _of_rows(self.values, rows)
 
     def shorten(self, length: int) -> "KV":
         """The first `length` positions alone.
@@ -254,3 +257,9 @@ def _check_known(ids: Int[np.ndarray, "_"], number: int) -> None:
             f"row {unknown[0]} asks for prefix {ids[unknown[0]]}; there are {number} "
             f"(0 to {number - 1})"
         )
+
+
+def _of_rows(x: Array, rows: int) -> Array:
+    if x.shape[1] > 1:
+        return x
+    return jnp.broadcast_to(x, (x.shape[0], rows, *x.shape[2:]))

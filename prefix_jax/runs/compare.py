@@ -102,7 +102,7 @@ def compare(
                 setup, setup.backbone, None, split, "none", limit, console
             )
             write_evaluation(workdir / method, scores, texts[method])
-        found = [f"loss {scores.loss:.4f}"] if scores.tokens else []
+        found = [f"loss {scores.loss:.4f}"] if scores.has_loss else []
         found += _main_score(scores)
         console.print(f"{split} {', '.join(found)}", highlight=False)
         rows.append(
@@ -159,7 +159,7 @@ def _table(rows: Sequence[Row], split: Split) -> Table:
             f"{row.trained:,}",
             f"{row.share:.2%}",
             show_size(row.stored_bytes),
-            f"{row.scores.loss:.3f}" if row.scores.tokens else "",
+            f"{row.scores.loss:.3f}" if row.scores.has_loss else "",
             *(one.rpartition(" ")[2] for one in _main_score(row.scores)),
             f"{row.seconds:.0f}" if row.trained else "",
         )

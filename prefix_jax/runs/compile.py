@@ -44,11 +44,20 @@ Program = Literal["train", "decode"]
 MEMORY = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32, "tpu7x": 192}
 """GB of each chip, by Google's documentation (cloud.google.com/tpu/docs)."""
 
-TWO_CORES = ("v4", "tpu7x")
-"""Chips that are two devices here."""
+TWO_CORES = ("tpu7x",)
+"""Chips that are two devices."""
+
+MEGACORE = ("v4",)
+"""Chips whose two cores are one device on a TPU VM, but here only where it is asked."""
 
 MOST = 10
 """Kinds of collectives that are shown."""
+
+VMEM_ADVICE = (
+    "it is a chip's fast memory that the kernels of fused attention need too much of, "
+    "for rows or a prefix so long: --backbone.fused False, or a lower data.pack or "
+    "data.max_length"
+)
 
 ADVICE = (
     "to make it fit: --backbone.remat, a higher train.accumulate, backbone.dtype "
@@ -93,8 +102,13 @@ def slice_devices(topology: str) -> Sequence:
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     from jax.experimental import topologies
 
+    more = {}
+    if topology.partition(":")[0] in MEGACORE:
+        more["chip_config_name"] = "megacore"
     try:
-        found = topologies.get_topology_desc(platform="tpu", topology_name=topology)
+        found = topologies.get_topology_desc(
+            platform="tpu", topology_name=topology, **more
+        )
     except Exception as error:  # jax has no type of its own for either
         text = str(error)
         if "libtpu" in text.lower() or "unknown backend" in text.lower():
@@ -273,7 +287,8 @@ def print_compiled(found: Sequence[Compiled], console: Console) -> None:
             table.add_row("in all", show_size(one.total))
         console.print(table)
         if one.refusal:
-            console.print(f"{one.refusal}\n{ADVICE}", highlight=False, markup=False)
+            advice = VMEM_ADVICE if "vmem" in one.refusal else ADVICE
+            console.print(f"{one.refusal}\n{advice}", highlight=False, markup=False)
             continue
         table = Table(caption=None if one.collectives else "no collectives")
         for name in ("collective", "array", "bytes", "times"):

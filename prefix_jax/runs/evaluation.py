@@ -59,6 +59,11 @@ class Evaluation:
     """What shaped it otherwise than the defaults do, by name: `limit`, and fields of a
     recipe such as `decode.method` and `score.content_free`."""
 
+    @property
+    def has_loss(self) -> bool:
+        """Whether it was measured."""
+        return self.tokens > 0
+
     def to_dict(self) -> dict:
         """Plain values, ready for JSON."""
         values = {
@@ -172,7 +177,7 @@ def print_evaluation(result: Evaluation, console: Console) -> None:
     """One line; then, where there are any, tables of subsets and classes."""
     found = [show(name, value) for name, value in result.scores.items()]
     of = [counted(result.sources, "source")]
-    if result.tokens:  # with its loss
+    if result.has_loss:
         found[:0] = [
             f"loss {result.loss:.4f} nats per target token",
             f"perplexity {result.perplexity:.3f}",

@@ -110,8 +110,8 @@ def _values(run: Run, split: str, which: str, metrics: Sequence[str]) -> list[st
     for one in run.evaluations:
         if (one.split, one.which) == (split, which):
             return [
-                f"{one.loss:.4f}" if one.tokens else NOTHING,
-                f"{one.perplexity:,.3f}" if one.tokens else NOTHING,
+                f"{one.loss:.4f}" if one.has_loss else NOTHING,
+                f"{one.perplexity:,.3f}" if one.has_loss else NOTHING,
                 *(_score(one, name) for name in metrics),
                 f"{one.sources:,}",
             ]

@@ -15,6 +15,9 @@ from prefix_jax.scoring.metrics import NAMES, show_value
 from prefix_jax.storage.pictures import Point as Mark
 from prefix_jax.storage.pictures import plot_points
 
+LOSSES = "validation_loss", "loss"
+"""Of a result's numbers, those that are no scores."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Result:
@@ -95,7 +98,9 @@ def _point(values: Values, results: Sequence[Result]) -> Point:
 
 def print_summary(points: Sequence[Point], split: Split, console: Console) -> None:
     """A table with a row for each point, and as many scores as find room."""
-    names = next((list(point.mean) for point in points if point.n), [])
+    # A number that only some have: the loss, in a grid of `score.loss`.
+    names = list(dict.fromkeys(name for point in points for name in point.mean))
+    names.sort(key=lambda name: LOSSES.index(name) if name in LOSSES else len(LOSSES))
     # Rich would break words to make room; so deviations go below their means, and then
     # the last scores go.
     roomy = console.options.update(width=10_000)
@@ -148,8 +153,7 @@ def plot_summary(points: Sequence[Point], split: Split, path: Path) -> Path | No
     x = next((field for field in _fields(done) if _numeric(field, done)), None)
     if x is None:
         return None
-    losses = ("validation_loss", "loss")  # these stand first
-    name = next((n for n in done[0].mean if n not in losses), "loss")
+    name = next((name for name in done[0].mean if name not in LOSSES), "loss")
     lines: dict[str, list[Mark]] = {}
     for point in done:
         others = [_text(v) for field, v in point.values.items() if field != x]
@@ -185,6 +189,8 @@ def _title(name: str, split: Split) -> str:
 
 
 def _spread(name: str, point: Point, gap: str) -> str:
+    if name not in point.mean:
+        return ""
     mean, std = show_value(name, point.mean[name]), point.std[name]
     if std is None:
         return mean

@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 from rich.console import Console
@@ -138,7 +139,7 @@ def _run(
         result = Result(
             numbers={
                 "validation_loss": outcome.best.loss,
-                **({"loss": scores.loss} if scores.tokens else {}),
+                **({"loss": scores.loss} if scores.has_loss else {}),
                 **scores.scores,
             },
             step=outcome.best.step,
@@ -185,6 +186,8 @@ def _earlier(folder: Path, terms: Mapping[str, object]) -> Result | None:
         return None
     found = read_json(path)
     result = found.pop("result", None)
+    if isinstance(found.get("config"), dict):
+        found["config"] = _completed(found["config"])
     if not isinstance(result, dict) or found != json.loads(
         json.dumps(terms)
     ):  # JSON has no tuples
@@ -201,7 +204,10 @@ def _check_recipe(workdir: Path, config: Config) -> None:
     path = workdir / "sweep.json"
     there = read_json(path).get("recipe") if path.exists() else None
     here = json.loads(json.dumps(config.to_dict()))  # JSON has no tuples
-    if not isinstance(there, dict) or there == here:
+    if not isinstance(there, dict):
+        return
+    there = _completed(there)
+    if there == here:
         return
     differing = [
         f"{section}.{name}: {shown(fields.get(name))} there, {shown(value)} here"
@@ -214,6 +220,16 @@ def _check_recipe(workdir: Path, config: Config) -> None:
         f"{workdir} holds the sweep of another recipe ({'; '.join(differing[:4])}); "
         "give another --workdir, or the same recipe"
     )
+
+
+def _completed(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """What an earlier version did not write of a recipe is what it did: the default."""
+    usual = json.loads(json.dumps(Config().to_dict()))  # JSON has no tuples
+    found = dict(recipe)
+    for section, values in usual.items():
+        given = recipe.get(section, {})
+        found[section] = {**values, **given} if isinstance(given, dict) else given
+    return found
 
 
 def _write(

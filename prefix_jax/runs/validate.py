@@ -58,6 +58,7 @@ class Validator:
         if prefixes:
             numbers = {name: number for number, name in enumerate(prefixes)}
             self._ids = [numbers[str(row.prefix)] for row in held_out.rows]
+        self._lengths = np.array([len(row.tokens) for row in held_out.rows])
         self._step = eval_program(setup.mesh)
         rows = eval_batches(
             held_out.rows,
@@ -109,6 +110,7 @@ class Validator:
         ]
 
     def _sums(self, backbone, prefix, progress) -> list[dict[str, jax.Array]]:
+        self._check_room(backbone, prefix)
         sums = []
         for batch in self._batches:
             sums.append(self._step(backbone, prefix, put_batch(batch, self._mesh)))
@@ -119,6 +121,23 @@ class Validator:
         jax.block_until_ready(sums[-1:])
         progress(1)
         return sums
+
+    def _check_room(self, backbone: Backbone, prefix: KV | None) -> None:
+        """InputError for rows that have no positions left behind their prefix.
+
+        A compiled program reads them without a word: rows may be padded, or hold
+        several texts, so that it knows no row's length.
+        """
+        offsets = np.zeros(1, int) if prefix is None else np.asarray(prefix.offsets)
+        own = offsets[self._ids] if self._ids and len(offsets) > 1 else offsets[0]
+        # Of the last token nothing is read.
+        needed = int(np.max(self._lengths - 1 + own, initial=0))
+        if needed > (limit := backbone.config.n_positions):
+            raise InputError(
+                f"a row of the split and the prefix before it take {needed} positions; "
+                f"the backbone has {limit}: lower data.max_length by "
+                f"{needed - limit} or more, or shorten the prefix"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

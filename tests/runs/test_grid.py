@@ -105,6 +105,21 @@ def test_names_are_as_many_as_values():
     assert len({Cell({"x": value}, {}, {}).name for value in values}) == len(values)
 
 
+def test_a_grid_of_score_loss(config):
+    """Some of its points have no loss on the split: their places stay empty."""
+    found = make_cells(config, {"score.loss": (False, True)}, (), None, ())
+    numbers = (
+        {"validation_loss": 1.0, "bleu": 30.0},
+        {"validation_loss": 1.0, "loss": 2.0},
+    )
+    numbers[1]["bleu"] = 31.0
+    points = summarise([(c, Result(n)) for c, n in zip(found, numbers, strict=True)])
+    console = Console(file=io.StringIO(), width=100)
+    print_summary(points, "test", console)
+    text = console.file.getvalue()
+    assert "30.00" in text and "31.00" in text and "2.000" in text
+
+
 def results(*losses):
     """Of cells with these validation losses; those of 99 failed."""
     return [
