@@ -13,7 +13,7 @@ last norm:
 
 import abc
 from collections.abc import Sequence
-from typing import TypedDict, Unpack
+from typing import Unpack
 
 import jax
 import jax.numpy as jnp
@@ -25,25 +25,10 @@ from prefix_jax.model.attention import KeyBlock, causal_mask, prefix_mask
 from prefix_jax.model.flash import Texts, fits
 from prefix_jax.model.kv import KV
 from prefix_jax.model.layers import Own, Slots, head_logits
-from prefix_jax.model.passes import Block, Cache, Forward
+from prefix_jax.model.passes import Block, Cache, Forward, How
 from prefix_jax.model.segments import segment_mask, segment_starts
 from prefix_jax.model.shape import Shape
 from prefix_jax.model.windows import Windows
-
-
-class How(TypedDict, total=False):
-    """How a backbone computes; the values do not depend on it, but for rounding."""
-
-    remat: bool
-    """Whether each layer is computed again in the backward pass."""
-    unroll: bool
-    """Compile each layer for itself instead of one that is scanned, and keep it in a
-    stack of its own, which need not be copied out of a larger one at each step."""
-    fused: bool
-    """Attend with kernels for GPUs or TPUs (`model.flash`), wherever they can: in
-    bfloat16, over whole texts without a `mask`. In a program for several devices of
-    your own they must know the mesh (`jax.set_mesh`); in a `jax.shard_map` of your own
-    give `check_vma=False`. A TPU's have rows of up to 8,192 positions (heads of 64)."""
 
 
 class Backbone(nnx.Module):

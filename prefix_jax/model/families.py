@@ -8,12 +8,13 @@ from jaxtyping import PRNGKeyArray
 
 from prefix_jax.errors import InputError, closest, shown
 from prefix_jax.model import gpt2_config, gpt2_weights, llama_config, llama_weights
-from prefix_jax.model.backbone import Backbone, How
+from prefix_jax.model.backbone import Backbone
 from prefix_jax.model.gpt2 import GPT2
 from prefix_jax.model.gpt2_config import GPT2Config
 from prefix_jax.model.llama import Llama
 from prefix_jax.model.llama_config import LlamaConfig
 from prefix_jax.model.naming import Names
+from prefix_jax.model.passes import How
 from prefix_jax.model.shape import Shape
 
 

@@ -17,9 +17,10 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from prefix_jax.model.activations import PARAMETERS, activation
 from prefix_jax.model.attention import KeyBlock
-from prefix_jax.model.backbone import Backbone, How
+from prefix_jax.model.backbone import Backbone
 from prefix_jax.model.gpt2_config import GPT2Config
 from prefix_jax.model.layers import Dense, Own, recomputed, self_attention
+from prefix_jax.model.passes import How
 
 
 class Norm(nnx.Module):

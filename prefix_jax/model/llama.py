@@ -17,9 +17,10 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from prefix_jax.model.activations import activation
 from prefix_jax.model.attention import KeyBlock
-from prefix_jax.model.backbone import Backbone, How
+from prefix_jax.model.backbone import Backbone
 from prefix_jax.model.layers import Dense, Own, recomputed, self_attention
 from prefix_jax.model.llama_config import LlamaConfig
+from prefix_jax.model.passes import How
 from prefix_jax.model.rope import Rotation
 
 

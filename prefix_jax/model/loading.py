@@ -24,10 +24,11 @@ from prefix_jax.errors import (
     json_value,
     shortened,
 )
-from prefix_jax.model.backbone import Backbone, How
+from prefix_jax.model.backbone import Backbone
 from prefix_jax.model.families import shape_of
 from prefix_jax.model.gguf_files import SUFFIX, open_gguf
 from prefix_jax.model.gguf_tokenizer import SPACE, read_tokenizer
+from prefix_jax.model.passes import How
 from prefix_jax.model.shape import Shape
 from prefix_jax.model.tensor_files import open_tensors, read_json
 from prefix_jax.model.weights import fill

@@ -1,13 +1,28 @@
 """What a pass through a backbone's layers takes and gives."""
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, TypedDict, runtime_checkable
 
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from prefix_jax.model.attention import KeyBlock
 from prefix_jax.model.kv import KV
 from prefix_jax.model.layers import Own, Slots
+
+
+class How(TypedDict, total=False):
+    """How a backbone computes; the values do not depend on it, but for rounding."""
+
+    remat: bool
+    """Whether each layer is computed again in the backward pass."""
+    unroll: bool
+    """Compile each layer for itself instead of one that is scanned, and keep it in a
+    stack of its own, which need not be copied out of a larger one at each step."""
+    fused: bool
+    """Attend with kernels for GPUs or TPUs (`model.flash`), wherever they can: in
+    bfloat16, over whole texts without a `mask`. In a program for several devices of
+    your own they must know the mesh (`jax.set_mesh`); in a `jax.shard_map` of your own
+    give `check_vma=False`. A TPU's have rows of up to 8,192 positions (heads of 64)."""
 
 
 class Cache(NamedTuple):

@@ -16,9 +16,10 @@ import numpy as np
 from jaxtyping import Float
 
 from prefix_jax.errors import InputError
-from prefix_jax.model.backbone import Backbone, How
+from prefix_jax.model.backbone import Backbone
 from prefix_jax.model.families import family_of, random_backbone
 from prefix_jax.model.naming import HEAD, Names, Part
+from prefix_jax.model.passes import How
 from prefix_jax.model.shape import Shape
 from prefix_jax.model.tensor_files import FLOATS, Stored, save_tensors
 

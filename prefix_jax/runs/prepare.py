@@ -29,11 +29,12 @@ from prefix_jax.distributed import check_alike
 from prefix_jax.errors import InputError
 from prefix_jax.learning.split import Params, folded
 from prefix_jax.mesh import make_mesh, put
-from prefix_jax.model.backbone import Backbone, How
+from prefix_jax.model.backbone import Backbone
 from prefix_jax.model.families import random_backbone
 from prefix_jax.model.flash import fuses
 from prefix_jax.model.kv import KV
 from prefix_jax.model.loading import load_backbone, load_config, load_tokenizer
+from prefix_jax.model.passes import How
 from prefix_jax.model.prefix import init_prefix
 from prefix_jax.model.weights import fingerprint
 from prefix_jax.runs.prefixes import prefix_folder
