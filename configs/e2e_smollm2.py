@@ -4,11 +4,11 @@
     prefix-jax train configs/e2e_smollm2.py --data.path FOLDER --workdir runs/smollm2
 
 FOLDER holds the official files: trainset.csv, devset.csv, testset_w_refs.csv. It
-learns from 500 of the examples, and a step takes 2.2 s on two quiet CPU cores. On 30
-sources of the dev set, in bfloat16 (benchmarks/results/smollm2_rate): validation loss
-2.617 before and 1.353 after 80 steps of some 11 examples; on the test set 58.7 BLEU,
-where full fine-tuning has 60.0 (benchmarks/results/smollm2_e2e). What it then writes
-for "name : Cotto | Type : coffee shop | food : English | price : moderate | customer
+learns from 500 of the examples, which takes 6 minutes on two CPU cores, in bfloat16 on
+Python 3.12 3.5. On 30 sources of the dev set, in bfloat16
+(benchmarks/results/smollm2_rate): validation loss 2.617 before and 1.353 after 80 steps
+of some 11 examples; on the test set 58.7 BLEU, where full fine-tuning has 60.0
+(benchmarks/results/smollm2_e2e). What it then writes for "name : Cotto | Type : coffee shop | food : English | price : moderate | customer
 rating : 3 out of 5 | area : city centre | near : The Portland Arms" (its mistake: the
 food is left out):
 
