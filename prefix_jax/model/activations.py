@@ -1,4 +1,4 @@
-"""The activation functions that a GPT-2 configuration may name."""
+"""The activation functions that a configuration may name."""
 
 import math
 from collections.abc import Callable, Sequence

@@ -171,7 +171,8 @@ class Backbone(nnx.Module):
         numbered from 1 on (0: padding), in place of `mask`: every text sees the prefix
         and itself and counts its own positions. Rows may exceed the table, a text may
         not, which is the caller's to check (as for given positions).
-        Raises InputError where the positions cannot fit the table.
+        Raises InputError where the positions are more than the backbone has, and
+        ValueError for arguments that contradict each other.
         """
         rows, length = tokens.shape[:2]
         if prefix is not None:
@@ -231,11 +232,11 @@ class Backbone(nnx.Module):
                     KeyBlock.of(keys, values, visible, prefix.own_softmax, sinks)
                 )
             for cache, held in zip(caches, slots, strict=True):
-                mask = near(cache.mask, cache.positions)
+                slots_seen = near(cache.mask, cache.positions)
                 if cache.start is None:
-                    seen.append(KeyBlock(held.keys, held.values, mask))
+                    seen.append(KeyBlock(held.keys, held.values, slots_seen))
                 else:
-                    own = Own(mask, held, cache.start)
+                    own = Own(slots_seen, held, cache.start)
             observing = observe and prefix is not None and not prefix.own_softmax
             x, own_block, share = block(x, seen, own, index, places, observing)
             keep = collect or slots
