@@ -6,6 +6,7 @@ python benchmarks/plots.py FILE.json [--out FILE.png]
 import argparse
 import itertools
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -241,8 +242,13 @@ def main() -> None:
     parser.add_argument("file", type=Path, help="what a benchmark wrote")
     parser.add_argument("--out", type=Path, help="default: beside it, as .png")
     options = parser.parse_args()
-    report = json.loads(options.file.read_text(encoding="utf-8"))
-    draw(report, options.out or options.file.with_suffix(".png"))
+    picture = options.out or options.file.with_suffix(".png")
+    try:
+        draw(json.loads(options.file.read_text(encoding="utf-8")), picture)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        kinds = ", ".join(DRAW)
+        sys.exit(f"error: {options.file}: {error!r}; expected what {kinds} wrote")
+    print(picture)
 
 
 if __name__ == "__main__":

@@ -130,6 +130,11 @@ class Report:
 
 def train(arguments: list[str]) -> int:
     options = with_recipe(Train, "train", arguments)
+    if options.mesh.parallel == "pmap" and (options.cluster.processes or 1) > 1:
+        raise InputError(
+            'mesh.parallel is "pmap", which is for a single process, but cluster.'
+            f"processes is {options.cluster.processes}; give --mesh.parallel jit"
+        )
     with joined(options.cluster, stops=True):
         from prefix_jax.runs.train import train
 
@@ -216,10 +221,12 @@ def compile_(arguments: list[str]) -> int:
     from prefix_jax.runs.compile import compile_programs, print_compiled
 
     config = config_of(options)
+    if options.out is not None and not options.out.parent.is_dir():
+        raise InputError(f"out is {options.out}, but {options.out.parent} is no folder")
     found = compile_programs(config, options.topology, options.programs, say=print)
     print_compiled(found, Console())
     if options.out is not None:
-        report = [dataclasses.asdict(one) for one in found]
+        report = [{**dataclasses.asdict(one), "fits": not one.refusal} for one in found]
         options.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return 1 if any(one.refusal for one in found) else 0
 

@@ -196,8 +196,9 @@ def _give_up(cluster: ClusterConfig, launcher: str | None) -> None:
     number = cluster.processes or "their"
     sys.stderr.write(
         f"error: {here}the processes did not meet at {where} within "
-        f"{cluster.timeout} s; start all {number} processes, check that the first is "
-        "reached under that address, or raise --cluster.timeout\n"
+        f"{cluster.timeout} s; start all {number} processes, each with a number of its "
+        "own, check that the first is reached under that address, or raise "
+        "--cluster.timeout\n"
     )
     _end(2)
 

@@ -77,8 +77,9 @@ def make_mesh(
     rows = data * config.fsdp
     if batch_size is not None and batch_size % rows:
         raise InputError(
-            f"a batch of {batch_size} rows cannot be split over {rows} devices; use a "
-            f"multiple of {rows}, or fewer devices with mesh.data and mesh.fsdp"
+            f"a batch of {batch_size} rows (train.batch_size by train.accumulate) "
+            f"cannot be split over {rows} devices; use a multiple of {rows}, or fewer "
+            "devices with mesh.data and mesh.fsdp"
         )
     # Devices of a process stand together, so that those that share rows are one's own;
     # make_mesh would order them by their wires, and mix processes.
@@ -93,6 +94,19 @@ def make_mesh(
             )
     # Auto axes: with the default of jax.make_mesh an embedding lookup is an error.
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def check_heads(config: MeshConfig, heads: int, backbone: str) -> None:
+    """InputError where the backbone's heads of keys cannot be dealt out to `tensor`.
+
+    Those devices would all compute the same.
+    """
+    if heads % config.tensor:
+        raise InputError(
+            f"mesh.tensor is {config.tensor}, but {backbone}'s {heads} heads of keys "
+            f"cannot be dealt out to so many devices; give a divisor of {heads} "
+            "(mesh.fsdp parts the weights over any number)"
+        )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

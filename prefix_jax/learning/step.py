@@ -176,8 +176,8 @@ def _one_program_a_device(step: Step, mesh: Mesh | None, accumulate: int) -> Ste
     """`step`, with the batch's rows dealt out to the devices of the mesh by pmap."""
     if mesh is None or jax.process_count() > 1:
         raise InputError(
-            'parallel is "pmap", which needs a mesh and a single process (there are '
-            f'{jax.process_count()}); use "jit"'
+            'mesh.parallel is "pmap", which needs a mesh and a single process (there '
+            f'are {jax.process_count()}); use "jit"'
         )
     run = jax.pmap(
         step,

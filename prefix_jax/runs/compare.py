@@ -151,7 +151,8 @@ def _table(rows: Sequence[Row], split: Split) -> Table:
     table = Table(title=f"{split} split, {counted(sources, 'source')}")
     table.add_column("method", no_wrap=True)
     main = [one.rpartition(" ")[0] for one in _main_score(rows[0].scores)]
-    for name in ("trained", "share", "stored", "loss", *main, "seconds"):
+    loss = ["loss"] * any(row.scores.has_loss for row in rows)
+    for name in ("trained", "share", "stored", *loss, *main, "seconds"):
         table.add_column(name, justify="right")
     for row in rows:
         table.add_row(
@@ -159,12 +160,14 @@ def _table(rows: Sequence[Row], split: Split) -> Table:
             f"{row.trained:,}",
             f"{row.share:.2%}",
             show_size(row.stored_bytes),
-            f"{row.scores.loss:.3f}" if row.scores.has_loss else "",
+            *[f"{row.scores.loss:.3f}"] * len(loss),
             *(one.rpartition(" ")[2] for one in _main_score(row.scores)),
             f"{row.seconds:.0f}" if row.trained else "",
         )
-    table.caption = "loss: nats per target token over all references; share: of the "
-    table.caption += "backbone's parameters; stored: what the task adds on disk"
+    table.caption = "share: of the backbone's parameters; stored: what the task adds "
+    table.caption += "on disk"
+    if loss:
+        table.caption += "; loss: nats per target token over all references"
     return table
 
 

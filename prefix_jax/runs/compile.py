@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import math
 import os
+import re
 import time
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -21,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from prefix_jax.config import Config
+from prefix_jax.data.tokens import text_room
 from prefix_jax.decoding.beam import beam_search
 from prefix_jax.decoding.context import unrolled
 from prefix_jax.decoding.request import padded_length
@@ -28,10 +30,11 @@ from prefix_jax.decoding.rules import Rules
 from prefix_jax.decoding.sample import sample
 from prefix_jax.errors import InputError, first_line
 from prefix_jax.learning.split import folded, merge
-from prefix_jax.mesh import make_mesh, replicated
+from prefix_jax.mesh import check_heads, make_mesh, replicated
 from prefix_jax.runs.collectives import Collective, collectives
 from prefix_jax.runs.programs import train_program
 from prefix_jax.runs.shapes import (
+    backbone_config,
     backbone_shapes,
     batch_shapes,
     placed,
@@ -59,11 +62,8 @@ VMEM_ADVICE = (
     "data.max_length"
 )
 
-ADVICE = (
-    "to make it fit: --backbone.remat, a higher train.accumulate, backbone.dtype "
-    "bfloat16, mesh.fsdp or mesh.tensor (they part the backbone over devices), or a "
-    "lower train.batch_size, data.max_length or decode.batch_size"
-)
+FLAT = ("v5e", "v6e")
+"""Chips that are wired in two directions; others are in three."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +81,12 @@ class Compiled:
     """Bytes needed besides while it runs, results that replace no argument included."""
     refusal: str = ""
     """Why it does not fit, in the compiler's words; "": it fits."""
-    collectives: tuple[Collective, ...] = ()
+    advice: str = ""
+    """What to do where it does not fit."""
+    collectives: tuple[Collective, ...] | None = ()
+    """None: the compiler did not tell."""
+    shape: tuple[int, int] = (0, 0)
+    """Rows and tokens of the batch, over all devices; of prompts, in decoding."""
 
     @property
     def total(self) -> int:
@@ -93,6 +98,15 @@ def slice_devices(topology: str) -> Sequence:
 
     Raises InputError without the compiler, and for a slice that it does not know.
     """
+    chip, _, sizes = topology.partition(":")
+    axes = "1" if chip in FLAT else "2" if chip in MEMORY else "1,2"
+    expected = (
+        "expected a chip and how many of them in each direction, such as v5e:4x4, "
+        "v4:2x2x1, v5p:2x2x1 or v6e:2x2"
+    )
+    # libtpu ends the process where a size is 0.
+    if not re.fullmatch(rf"[1-9]\d{{,3}}(x[1-9]\d{{,3}}){{{axes}}}", sizes):
+        raise InputError(f'topology is "{topology}"; {expected}')
     # Else libtpu asks the cloud which machine this is, for minutes, and complains.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
@@ -117,9 +131,7 @@ def slice_devices(topology: str) -> Sequence:
                 f"({first_line(error)})"
             ) from error
         raise InputError(
-            f'topology "{topology}" is not known ({first_line(error)}); expected a '
-            "chip and how many of them, such as v5e:4x4, v4:2x2x1, v5p:2x2x1 or "
-            "v6e:2x2"
+            f'topology "{topology}" is not known ({first_line(error)}); {expected}'
         ) from error
     return found.devices
 
@@ -133,19 +145,28 @@ def compile_programs(
     """Compile a recipe's training step and its decoding loop for a slice.
 
     Rows of a batch are as long as the recipe allows; stop strings are left out. Raises
-    InputError.
+    InputError, also for what `train` would refuse of such a model.
     """
+    if not programs:
+        raise InputError("programs is empty; expected train, decode or both")
+    if config.mesh.parallel != "jit":
+        raise InputError(
+            f'mesh.parallel is "{config.mesh.parallel}"; compile is for "jit" only '
+            "(--mesh.parallel jit)"
+        )
     config = config.resolved()
+    shape = backbone_config(config.backbone.name)
+    check_heads(config.mesh, shape.kv_heads, config.backbone.name)
     rows = config.train.batch_size // config.train.accumulate
     mesh = make_mesh(config.mesh, batch_size=rows, given=slice_devices(topology))
     lower = {"train": _lower_train, "decode": _lower_decode}
     found = []
     for program in programs:
         say(f"compiling {program} for {topology}, {mesh.size} devices ...")
-        lowered, held = lower[program](config, mesh)
+        lowered, held, shapes = lower[program](config, mesh)
         started = time.monotonic()
         refusal, temporary = "", 0
-        between: tuple[Collective, ...] = ()
+        between: tuple[Collective, ...] | None = ()
         try:
             with _no_cache():
                 compiled = lowered.compile()
@@ -154,11 +175,14 @@ def compile_programs(
                 raise
             refusal = first_line(error)
         else:
-            memory, text = compiled.memory_analysis(), compiled.as_text()
-            assert memory is not None and text is not None  # TPUs tell both
+            memory = compiled.memory_analysis()
+            assert memory is not None  # TPUs tell it
             temporary = memory.temp_size_in_bytes + memory.output_size_in_bytes
             temporary -= memory.alias_size_in_bytes
-            between = tuple(collectives(text))
+            try:
+                between = tuple(collectives(compiled.as_text() or ""))
+            except jax.errors.JaxRuntimeError:  # as of a single v6e (libtpu 0.0.52)
+                between = None
         found.append(
             Compiled(
                 program,
@@ -168,10 +192,30 @@ def compile_programs(
                 held,
                 temporary,
                 refusal,
+                _advice(config, program, refusal) if refusal else "",
                 between,
+                shapes,
             )
         )
     return found
+
+
+def _advice(config: Config, program: Program, refusal: str) -> str:
+    """What is left to do, cheapest first."""
+    if "vmem" in refusal:
+        return VMEM_ADVICE
+    narrow = config.backbone.dtype == "bfloat16"
+    train, mesh = program == "train", "--mesh.fsdp or --mesh.tensor, which part the"
+    ways = [
+        (not narrow, "--backbone.dtype bfloat16"),
+        (config.backbone.fused is False and train, "--backbone.fused None"),
+        (not config.backbone.remat and train, "--backbone.remat"),
+        (train, "a higher --train.accumulate"),
+        (True, f"{mesh} backbone over devices"),
+        (train, "a lower --train.batch-size or --data.max-length (or --data.pack)"),
+        (not train, "a lower --decode.batch-size or --data.max-length"),
+    ]
+    return "to make it fit: " + ", ".join(way for holds, way in ways if holds)
 
 
 @contextlib.contextmanager
@@ -189,11 +233,14 @@ def _no_cache():
 
 
 def _lower_train(config: Config, mesh: Mesh):
-    if config.mesh.parallel != "jit":
-        raise InputError(
-            f'mesh.parallel is "{config.mesh.parallel}"; compile is for "jit" only'
-        )
     state, frozen = train_shapes(config, mesh)
+    kv = jax.eval_shape(lambda *x: folded(merge(*x)), state.trainable, frozen)
+    text_room(
+        config.data.max_length,
+        positions=backbone_config(config.backbone.name).n_positions,
+        prefix_length=0 if kv is None else kv.position_offset,
+        backbone=config.backbone.name,
+    )
     batch = batch_shapes(config, mesh)
     _, step = train_program(config, mesh)
     held = {
@@ -205,7 +252,7 @@ def _lower_train(config: Config, mesh: Mesh):
         "batch": _bytes(batch),
     }
     assert isinstance(step, jax.stages.Wrapped)
-    return step.lower(state, frozen, batch), held
+    return step.lower(state, frozen, batch), held, batch["tokens"].shape
 
 
 def _lower_decode(config: Config, mesh: Mesh):
@@ -242,13 +289,13 @@ def _lower_decode(config: Config, mesh: Mesh):
             "length_penalty": decode.length_penalty,
             "early_stopping": decode.early_stopping,
         }
-        return beam_search.lower(backbone, prefix, **inputs, **how), held
+        return beam_search.lower(backbone, prefix, **inputs, **how), held, text
     keys = jax.eval_shape(
         lambda: jax.random.split(jax.random.key(0), decode.batch_size)
     )
     inputs["keys"] = _whole(keys.shape, keys.dtype, mesh)
     how["group"] = decode.sequences
-    return sample.lower(backbone, prefix, **inputs, **how), held
+    return sample.lower(backbone, prefix, **inputs, **how), held, text
 
 
 def _whole(shape, dtype, mesh) -> jax.ShapeDtypeStruct:
@@ -277,6 +324,8 @@ def print_compiled(found: Sequence[Compiled], console: Console) -> None:
             f"compiled in {one.seconds:.0f} s",
             highlight=False,
         )
+        what = "tokens" if one.program == "train" else "tokens each to go on from"
+        console.print(f"{one.shape[0]} rows of {one.shape[1]} {what}", highlight=False)
         table = Table(caption=f"{memory} GB a chip{share}" if memory else None)
         table.add_column("memory of each device")
         table.add_column("bytes", justify="right")
@@ -287,8 +336,10 @@ def print_compiled(found: Sequence[Compiled], console: Console) -> None:
             table.add_row("in all", show_size(one.total))
         console.print(table)
         if one.refusal:
-            advice = VMEM_ADVICE if "vmem" in one.refusal else ADVICE
-            console.print(f"{one.refusal}\n{advice}", highlight=False, markup=False)
+            console.print(f"{one.refusal}\n{one.advice}", highlight=False, markup=False)
+            continue
+        if one.collectives is None:
+            console.print("what devices send was not told", highlight=False)
             continue
         table = Table(caption=None if one.collectives else "no collectives")
         for name in ("collective", "array", "bytes", "times"):

@@ -28,7 +28,7 @@ from prefix_jax.data_config import DataConfig, Split
 from prefix_jax.distributed import check_alike
 from prefix_jax.errors import InputError
 from prefix_jax.learning.split import Params, folded
-from prefix_jax.mesh import make_mesh, put
+from prefix_jax.mesh import check_heads, make_mesh, put
 from prefix_jax.model.backbone import Backbone
 from prefix_jax.model.families import random_backbone
 from prefix_jax.model.flash import fuses
@@ -279,6 +279,7 @@ def prepare(config: Config) -> Setup:
         backbone = random_backbone(load_config(name), key=key, **how)
     else:
         backbone = load_backbone(name, **how)
+    check_heads(config.mesh, backbone.config.kv_heads, name)
     identity = fingerprint(backbone)
     check_alike({"backbone": identity, **_shared_settings(config)})
     return Setup(

@@ -134,6 +134,26 @@ def test_what_does_not_fit_ends_with_status_1():
         status=1,
     )
     assert "does NOT fit" in printed and "--backbone.remat" in printed
+    assert "256 rows of 1000 tokens" in printed
+
+
+@needs_libtpu
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--topology", "v5e:0x2"], 'topology is "v5e:0x2"; expected a chip and'),
+        (["--topology", "v5e:2x2x2"], 'topology is "v5e:2x2x2"; expected a chip and'),
+        (["--topology", "v5e:2x2", "--mesh.tensor", "3"], "tiny's 4 heads of keys"),
+        (["--topology", "v5e:2x2", "--data.max-length", "600"], "exceeds tiny's 512"),
+        (["--topology", "v5e:2x2", "--mesh.parallel", "pmap"], "--mesh.parallel jit"),
+        (["--topology", "v5e:2x2", "--programs"], "programs is empty"),
+        (["--topology", "v5e:2x2", "--out", "nowhere/x.json"], "nowhere is no folder"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_compiling(options, message):
+    """As `train` would refuse it, and what ends libtpu with a signal."""
+    printed, _ = compile_(*options, recipe="quickstart", status=2)
+    assert message in printed and "Traceback" not in printed
 
 
 @needs_libtpu
