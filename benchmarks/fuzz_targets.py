@@ -221,6 +221,7 @@ def _gguf() -> list[Files]:
         out.add_head_count_kv(1)
         out.add_layer_norm_rms_eps(1e-5)
         out.add_tokenizer_model("gpt2")
+        out.add_tokenizer_pre("gpt-2")
         out.add_token_list(["<|endoftext|>", "a", "b", "ab"])
         out.add_token_merges(["a b"])
         out.add_bos_token_id(0)

@@ -306,8 +306,8 @@ def test_the_table_of_parity(tmp_path, monkeypatch):
     assert [(row[0].strip(), row[1].strip()) for row in rows] == [
         (name, prefix) for name in some for prefix in ("none", str(logits.PREFIX))
     ]
-    for *_, largest, whole, right, left, theirs in rows:
-        assert float(largest) > 5 and float(theirs) > 0
+    for *_, largest, whole, right, left in rows:
+        assert float(largest) > 5
         assert all(0 < float(x) < 1e-5 * float(largest) for x in (whole, right, left))
 
 

@@ -191,6 +191,6 @@ def test_processes_that_do_not_meet_end_with_a_line_in_time(process):
     assert ended.returncode == 2 and ended.stdout == ""
     assert ended.stderr == (
         f"error: process {process}: the processes did not meet at {coordinator} within "
-        "1 s; start all 2 processes, check that the first is reached under that "
-        "address, or raise --cluster.timeout\n"
+        "1 s; start all 2 processes, each with a number of its own, check that the "
+        "first is reached under that address, or raise --cluster.timeout\n"
     )
