@@ -139,9 +139,7 @@ def main() -> None:
     options = parser.parse_args()
 
     unroll = jax.default_backend() == "cpu"
-    # Stored in bf16, too: `load_backbone` keeps f32.
     wide = pj.load_backbone(options.backbone, dtype="bfloat16", unroll=unroll)
-    wide = jax.tree.map(lambda x: x.astype(jnp.bfloat16), wide)
     tokenizer = pj.load_tokenizer(options.backbone)
     data = pj.DataConfig(source="e2e", path=str(options.e2e), separator=SEPARATOR)
     data = dataclasses.replace(data, max_length=options.pack)

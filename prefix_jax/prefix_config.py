@@ -32,7 +32,7 @@ class PrefixConfig(Section):
     `unshifted`: they start at 0."""
     gate: bool = False
     """A softmax of its own for the prefix, times a learned number for each layer and
-    head that starts at 0 (LLaMA-Adapter, Zhang et al. 2023)."""
+    head of keys that starts at 0 (LLaMA-Adapter, Zhang et al. 2023)."""
     nested: tuple[Size, ...] = ()
     """Shorter lengths that the first positions alone are trained for too: each step
     draws one of them, or the whole length."""

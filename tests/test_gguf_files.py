@@ -61,8 +61,8 @@ def write(path, backbone, kind="F32", **more):
     out.add_layer_norm_rms_eps(config.rms_norm_eps)
     out.add_rope_freq_base(config.rope.rope_theta)
     for name, value in more.get("values", {}).items():
-        add = out.add_string if isinstance(value, str) else out.add_float32
-        add(name, value)
+        kinds = {str: "string", float: "float32", int: "uint32", list: "array"}
+        getattr(out, f"add_{kinds[type(value)]}")(name, value)
     for name, tensor in _tensors(backbone).items():
         *before, module, suffix = name.split(".")
         if before[:1] == ["layers"]:
@@ -109,11 +109,20 @@ def test_a_file_of_f32_is_the_model(model, tmp_path):
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize("kind", ["F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_1"])
-def test_what_is_read_is_what_transformers_reads(kind, tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "family"),
+    [
+        *((kind, "llama") for kind in ("F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_1")),
+        ("Q8_0", "qwen2"),
+        ("Q8_0", "qwen3"),
+    ],
+)
+def test_what_is_read_is_what_transformers_reads(kind, family, tmp_path):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    config = LlamaConfig(**SHAPE)
+    # It does not read the width of a Qwen3's heads, but takes 128.
+    width = 128 if family == "qwen3" else 8
+    config = LlamaConfig(**SHAPE | {"model_type": family, "head_dim": width})
     path = tmp_path / "model.gguf"
     write(path, random_backbone(config, key=jax.random.key(0)), kind)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(
@@ -164,6 +173,79 @@ def test_what_is_not_known_is_refused(model, tmp_path):
         load_backbone(path)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("rope.dimension_sections", [4, 4, 0, 0], "not known here"),
+        ("attention.sliding_window_pattern", [True, False], "not known here"),
+        ("attention.sliding_window", [5, 5, 5], "is a list; expected one for all"),
+    ],
+)
+def test_lists_are_not_passed_over(tmp_path, name, value, message):
+    backbone = random_backbone(LlamaConfig(**SHAPE), key=jax.random.key(0))
+    path = write(tmp_path / "a.gguf", backbone, values={f"llama.{name}": value})
+    with pytest.raises(InputError, match=rf"a\.gguf: .*llama\.{name}.*{message}"):
+        load_config(path)
+
+
+def test_a_tensor_by_hugging_face_s_name_replaces_none(tmp_path):
+    backbone = random_backbone(LlamaConfig(**SHAPE), key=jax.random.key(0))
+    name = "layers.0.self_attn.q_proj.weight"
+    more = {name: np.zeros((32, 32), np.float32)}
+    path = write(tmp_path / "a.gguf", backbone, tensors=more)
+    with pytest.raises(InputError, match=rf"tensor '{name}'.* not known"):
+        load_backbone(path)
+
+
+def test_a_tensor_that_is_missing_is_called_as_in_the_file(tmp_path):
+    backbone = random_backbone(LlamaConfig(**SHAPE), key=jax.random.key(0))
+    path = write(tmp_path / "a.gguf", backbone)
+    data = path.read_bytes().replace(b"blk.2.ffn_down", b"blk.9.ffn_down")
+    path.write_bytes(data)
+    with pytest.raises(InputError, match="that it describes:") as caught:
+        load_backbone(path)
+    assert "blk.2.ffn_down.weight: missing" in str(caught.value)
+    assert "blk.9.ffn_down.weight: unexpected" in str(caught.value)
+
+
+def test_frequencies_of_another_size_are_refused(tmp_path):
+    backbone = random_backbone(LlamaConfig(**SHAPE), key=jax.random.key(0))
+    for shape in ((3,), (0, 5)):
+        more = {"rope_freqs.weight": np.ones(shape, np.float32)}
+        path = write(tmp_path / "a.gguf", backbone, tensors=more)
+        with pytest.raises(InputError, match=r"^[^:]*a\.gguf: .*rope_freqs"):
+            load_config(path)
+
+
+def test_a_bias_that_a_family_has_not_is_named(tmp_path):
+    config = LlamaConfig(**SHAPE | {"model_type": "qwen2"})
+    backbone = random_backbone(config, key=jax.random.key(0))
+    more = {"blk.0.attn_output.bias": np.zeros(32, np.float32)}
+    path = write(tmp_path / "a.gguf", backbone, tensors=more)
+    with pytest.raises(
+        InputError, match=r"blk\.0\.attn_output\.bias.* a qwen2 has not"
+    ):
+        load_config(path)
+
+
+def test_a_folder_with_such_a_file_alone_says_which(tmp_path):
+    backbone = random_backbone(LlamaConfig(**SHAPE), key=jax.random.key(0))
+    path = write(tmp_path / "a.gguf", backbone)
+    with pytest.raises(InputError, match=rf"give that: {re.escape(str(path))}"):
+        load_config(tmp_path)
+
+
+def test_a_name_or_value_that_comes_twice_is_refused(tmp_path):
+    name = struct.pack("<Q", 1) + b"a" + struct.pack("<II", 4, 7)
+    long = struct.pack("<Q", 70_000) + b"a" * 70_000 + struct.pack("<II", 4, 7)
+    path = tmp_path / "bad.gguf"
+    for values, message in (([name, name], "'a' twice"), ([long], "longer than")):
+        header = b"GGUF" + struct.pack("<IQQ", 3, 0, len(values))
+        path.write_bytes(header + b"".join(values) + bytes(64))
+        with pytest.raises(InputError, match=message):
+            read_header(path)
+
+
 def test_every_cut_is_found(model, tmp_path):
     whole = write(tmp_path / "whole.gguf", model).read_bytes()
     header = whole.index(b"ffn_down") + 100
@@ -186,7 +268,7 @@ def test_promises_beyond_the_file_are_refused_at_once(place, number, tmp_path):
         data += name + struct.pack("<IIQ", 9, 8, number)
     path = tmp_path / "bad.gguf"
     path.write_bytes(data + bytes(64))
-    with pytest.raises(InputError, match=r"bad\.gguf is not a whole GGUF file"):
+    with pytest.raises(InputError, match=r"^not a whole GGUF file"):
         read_header(path)
 
 
@@ -194,7 +276,7 @@ def test_other_files_are_refused(tmp_path):
     path = tmp_path / "other.gguf"
     path.write_text(json.dumps({}))
     for load in (load_backbone, load_config, load_tokenizer):
-        with pytest.raises(InputError, match=r"other\.gguf is not a GGUF file"):
+        with pytest.raises(InputError, match=r"^[^:]*other\.gguf: not a GGUF file"):
             load(path)
 
 
@@ -232,13 +314,18 @@ def test_what_a_file_does_not_say_is_not_guessed(model, tmp_path, key):
         open_gguf(path)
 
 
-def test_a_window_of_unknown_layers_is_refused(tmp_path):
-    config = LlamaConfig(**SHAPE, model_type="qwen2")
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+def test_a_window_of_unknown_layers_is_refused(tmp_path, kind):
+    config = LlamaConfig(**SHAPE, model_type=kind)
     backbone = random_backbone(config, key=jax.random.key(0))
-    values = {"qwen2.attention.sliding_window": 5.0}
-    path = write(tmp_path / "a.gguf", backbone, values=values)
-    with pytest.raises(InputError, match="does not say which layers"):
-        open_gguf(path)
+    for size, message in ((5, "does not say which layers"), (0, None)):
+        values = {f"{kind}.attention.sliding_window": size}
+        path = write(tmp_path / f"{size}.gguf", backbone, values=values)
+        if message is None:
+            assert load_config(path).windows is None
+            continue
+        with pytest.raises(InputError, match=message):
+            open_gguf(path)
 
 
 def test_another_architecture_is_refused(model, tmp_path):
@@ -247,6 +334,18 @@ def test_another_architecture_is_refused(model, tmp_path):
     path.write_bytes(path.read_bytes().replace(kind, b"x" * len(kind)))
     with pytest.raises(InputError, match=r"its architecture is 'x+'; expected llama"):
         open_gguf(path)
+
+
+def test_a_packaged_file_is_found_without_importing_its_package(tmp_path, monkeypatch):
+    package, file = loading._PACKAGED["smollm2-135m"]
+    folder = tmp_path / package.replace("-", "_")
+    folder.mkdir()
+    (folder / "__init__.py").write_text("raise RuntimeError('imported')")
+    backbone = random_backbone(LlamaConfig(**SHAPE), key=jax.random.key(0))
+    write(folder / file, backbone)
+    monkeypatch.syspath_prepend(tmp_path)
+    found = load_backbone("smollm2-135m")
+    np.testing.assert_array_equal(found.token_embedding, backbone.token_embedding)
 
 
 def test_a_package_that_is_not_there_is_named(monkeypatch):

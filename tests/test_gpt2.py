@@ -21,7 +21,14 @@ def test_config_reads_what_hugging_face_writes():
         "summary_type": "cls_index",
         "auto_map": {"AutoModel": "code.Model"},
     }
-    expected = GPT2Config(n_embd=8, n_head=2, n_layer=3, n_positions=16, eos_token_id=5)
+    expected = GPT2Config(
+        n_embd=8,
+        n_head=2,
+        n_layer=3,
+        n_positions=16,
+        eos_token_id=5,
+        more_eos_token_ids=(6,),
+    )
     assert GPT2Config.from_dict(values) == expected
     assert hash(expected)
 

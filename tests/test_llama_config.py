@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from prefix_jax.errors import InputError
+from prefix_jax.model import gpt2_config
 from prefix_jax.model.families import FAMILIES, shape_of
 from prefix_jax.model.llama_config import LlamaConfig, known_fields
 from prefix_jax.model.rope import Rope
+from prefix_jax.model.shape import HARMLESS
 
 KINDS = [kind for kind in FAMILIES if kind != "gpt2"]
 SMALL = {
@@ -45,18 +47,21 @@ def test_a_file_that_leaves_all_out_means_what_transformers_means(kind):
     )
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FAMILIES)
 def test_every_field_of_transformers_is_known(kind):
     """A release of transformers that adds one is to be looked at."""
     transformers = pytest.importorskip("transformers")
     written = transformers.AutoConfig.for_model(kind).to_dict().keys()
-    assert {name for name in written if name[0] != "_"} <= known_fields(kind)
+    known = gpt2_config.known_fields() if kind == "gpt2" else known_fields(kind)
+    assert {name for name in written if name[0] != "_"} <= known | HARMLESS
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FAMILIES)
 def test_fields_come_back(kind):
-    ours = shape_of({"model_type": kind, **SMALL, "eos_token_id": [5, 6]})
+    small = {} if kind == "gpt2" else SMALL
+    ours = shape_of({"model_type": kind, **small, "eos_token_id": [5, 6]})
     assert ours.eos_token_id == 5 and hash(ours)
+    assert ours.fields()["eos_token_id"] == [5, 6]
     assert shape_of(ours.fields()).fields() == ours.fields()
 
 
@@ -76,6 +81,23 @@ def test_older_files_say_rope_elsewhere():
     old = {"rope_theta": 500.0, "rope_scaling": {"type": "linear", "factor": 2.0}}
     expected = LlamaConfig.from_dict(SMALL | {"rope_parameters": new})
     assert LlamaConfig.from_dict(SMALL | old) == expected
+    both = old | {"rope_parameters": new | {"rope_theta": None}}
+    assert LlamaConfig.from_dict(SMALL | both) == expected
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_what_changes_nothing_is_passed_over(kind):
+    more = {
+        "is_causal": True,
+        "pruned_heads": {},
+        "temperature": 0.6,
+        "num_beams": 5,
+        "cross_attention_hidden_size": None,
+        "tie_encoder_decoder": False,
+    }
+    if kind != "gpt2":
+        more["partial_rotary_factor"] = 1.0
+    assert shape_of({"model_type": kind, **more}) == shape_of({"model_type": kind})
 
 
 def test_windows_are_those_of_their_layers():
@@ -98,7 +120,10 @@ def test_windows_are_those_of_their_layers():
         ({"model_type": 3}, "model_type is 3"),
         ({"position_embedding_type": "alibi"}, "position_embedding_type. is 'alibi'"),
         (
-            {"rope_scaling": {"factor": 2.0}, "rope_parameters": {"factor": 3.0}},
+            {
+                "rope_scaling": {"type": "linear", "factor": 2.0},
+                "rope_parameters": {"rope_type": "linear", "factor": 3.0},
+            },
             "expected one of them",
         ),
         (
@@ -120,7 +145,18 @@ def test_windows_are_those_of_their_layers():
         ({"head_dim": 5}, "head_dim is 5"),
         ({"head_dim": None, "hidden_size": 10}, "10 is not a multiple.* no head_dim"),
         ({"hidden_act": "prelu"}, "parameters of its own"),
-        ({"hidden_act": "silly"}, "'silly' is not supported"),
+        ({"hidden_act": "silly"}, "hidden_act 'silly' is not supported"),
+        ({"rope_scaling": {"factor": 4.0}}, "factor is 4.0, which .*'default'"),
+        (
+            {"rope_scaling": {"type": "linear", "factor": 4.0, "beta_fast": 3.0}},
+            "beta_fast is 3.0, which .*'linear'",
+        ),
+        (
+            {"rope_scaling": {"type": "yarn", "factor": 4.0, "beta_fast": 1e-320}},
+            "beta_fast is 1e-320",
+        ),
+        ({"model_type": "qwen3", "use_sliding_window": "false"}, "use_sliding_window"),
+        ({"is_causal": False}, "is_causal is False"),
         ({"num_hidden_layers": 0}, "num_hidden_layers is 0"),
         ({"rms_norm_eps": -1.0}, "rms_norm_eps is -1.0"),
         ({"rope_parameters": 3}, "rope_parameters is 3"),
@@ -142,6 +178,25 @@ def test_windows_are_those_of_their_layers():
 def test_what_cannot_be_honoured_is_refused(values, message):
     with pytest.raises(InputError, match=message):
         shape_of({"model_type": "llama"} | SMALL | values)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"quantization_config": {"bits": 4}}, "quantization_config"),
+        ({"position_embedding_type": "alibi"}, "alibi"),
+        ({"sliding_window": 5}, "sliding_window"),
+        ({"n_embd": 768, "hidden_size": 24}, "n_embd is 768, but hidden_size.* 24"),
+        ({"activation_function": "silly"}, "activation_function 'silly'"),
+        ({"add_cross_attention": True}, "add_cross_attention"),
+        ({"is_causal": False}, "is_causal is False"),
+    ],
+)
+def test_a_gpt2_is_refused_what_it_cannot_honour(values, message):
+    with pytest.raises(InputError, match=message):
+        shape_of({"model_type": "gpt2"} | values)
+    with pytest.raises(InputError, match=r"'rope_theta' is .* without model_type"):
+        shape_of({"rope_theta": 5e5, "hidden_size": 8})
 
 
 @pytest.mark.parametrize(

@@ -77,14 +77,16 @@ PARAMETERS: dict[str, dict[str, Sequence[float] | float]] = {
 }
 
 
-def activation(name: str) -> Callable[..., Float[Array, "..."]]:
-    """The function that `activation_function: name` means; InputError if unknown.
+def activation(
+    name: str, field: str = "activation_function"
+) -> Callable[..., Float[Array, "..."]]:
+    """The function that `name` means; InputError, with the `field`, if unknown.
 
     It takes the array, and by keyword the layer's own `PARAMETERS[name]` if it has any.
     """
     if name not in ACTIVATIONS:
         raise InputError(
-            f"activation_function {name!r} is not supported; "
+            f"{field} {name!r} is not supported; "
             f"expected one of {', '.join(sorted(ACTIVATIONS))}"
         )
     return ACTIVATIONS[name]

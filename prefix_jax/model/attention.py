@@ -21,7 +21,7 @@ SHORTEST_STRETCH = 64
 """or fewer, where products of fewer queries than this would be slow."""
 
 
-Sinks = tuple[Float[Array, "B S H K"], Float[Array, "B S H K"]] | None
+RowGradients = tuple[Float[Array, "B S H K"], Float[Array, "B S H K"]] | None
 
 
 class KeyBlock(NamedTuple):
@@ -39,7 +39,7 @@ class KeyBlock(NamedTuple):
     """Which keys each query sees, for each row (M = B) or each N (M = N); None: all."""
     own_softmax: bool = False
     """Whether its weights sum to 1 by themselves, and what it gives is added."""
-    sinks: Sinks = None
+    row_gradients: RowGradients = None
     """For `attend_fused`: keys and values once more, for each row. They are never read;
     the gradient that a row has for the shared ones is theirs."""
 
@@ -50,11 +50,11 @@ class KeyBlock(NamedTuple):
         values: Float[Array, "N S H K"],
         mask: Bool[Array, "#M #T S"] | None,
         own_softmax: bool = False,
-        sinks: Sinks = None,
+        row_gradients: RowGradients = None,
     ) -> "KeyBlock":
         """A block of keys and values as `KV` and the layers have them."""
         keys, values = keys.transpose(0, 2, 3, 1), values.swapaxes(1, 2)
-        return cls(keys, values, mask, own_softmax, sinks)
+        return cls(keys, values, mask, own_softmax, row_gradients)
 
     def of_queries(self, start: int, stop: int) -> "KeyBlock":
         """The same for some of the queries only."""
@@ -143,14 +143,14 @@ def attend_fused(
 
     `texts` say which of their own keys the queries see.
     """
-    prefix, sinks, heads = None, None, qkv.shape[2]
+    prefix, row_gradients, heads = None, None, qkv.shape[2]
     for block in seen:
         prefix = block.keys.transpose(0, 3, 1, 2), block.values.swapaxes(1, 2)
         share = heads // block.keys.shape[1]
-        prefix, sinks = jax.tree.map(
-            lambda x, share=share: x.repeat(share, 2), (prefix, block.sinks)
+        prefix, row_gradients = jax.tree.map(
+            lambda x, share=share: x.repeat(share, 2), (prefix, block.row_gradients)
         )
-    return flash_attention(qkv, prefix, texts, scale, sinks)
+    return flash_attention(qkv, prefix, texts, scale, row_gradients)
 
 
 def attend(

@@ -197,14 +197,14 @@ class Backbone(nnx.Module):
             own_mask = segment_mask(segments)
         prefix_layers = None
         if prefix is not None:
-            sinks = None
+            row_gradients = None
             if texts is None:
                 prefix = prefix.cast(self.dtype, rows)
             elif prefix.number == 1:
                 # Kernels round it and read it where it lies. The rows' gradients are
                 # summed behind the layers: devices send one sum, not one a layer.
-                sinks = prefix.broadcast(rows)
-            prefix_layers = prefix.keys, prefix.values, prefix.mask, sinks
+                row_gradients = prefix.broadcast(rows)
+            prefix_layers = prefix.keys, prefix.values, prefix.mask, row_gradients
 
         with jax.named_scope("embed"):
             x = self.token_embedding[...][tokens] if tokens.ndim == 2 else tokens
@@ -225,11 +225,13 @@ class Backbone(nnx.Module):
 
             seen, own = [], Own(near(own_mask, positions), texts=texts)
             if prefix is not None:
-                keys, values, real, sinks = prefix_layer
+                keys, values, real, row_gradients = prefix_layer
                 visible = prefix_mask(real, after, prefix.length)
                 visible = near(visible, prefix.positions)
                 seen.append(
-                    KeyBlock.of(keys, values, visible, prefix.own_softmax, sinks)
+                    KeyBlock.of(
+                        keys, values, visible, prefix.own_softmax, row_gradients
+                    )
                 )
             for cache, held in zip(caches, slots, strict=True):
                 slots_seen = near(cache.mask, cache.positions)

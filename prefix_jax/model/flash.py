@@ -84,31 +84,32 @@ def flash_attention(
     prefix: tuple[Float[Array, "N P H K"], Float[Array, "N P H K"]] | None,
     texts: Texts,
     scale: float,
-    sinks: tuple[Float[Array, "B P H K"], Float[Array, "B P H K"]] | None = None,
+    row_gradients: tuple[Float[Array, "B P H K"], Float[Array, "B P H K"]]
+    | None = None,
 ) -> Float[Array, "B T H K"]:
     """Each token attends to all of its prefix, and to its text up to itself.
 
     T is that of the padded `texts`. Of N prefixes B/N neighbouring rows share each;
     they may be f32, and are rounded to the type of `qkv`. Has a gradient in reverse
-    mode, of first order: a prefix's is summed over rows in f32, or, where `sinks` are
-    given, is that of these, row by row. Devices that have some of the rows or of the
-    heads compute those.
+    mode, of first order: a prefix's is summed over rows in f32, or, where
+    `row_gradients` are given, is that of these, row by row. Devices that have some of
+    the rows or of the heads compute those.
     """
     if prefix is not None and 1 < len(prefix[0]) < len(qkv):
         share = len(qkv) // len(prefix[0])
         prefix = prefix[0].repeat(share, 0), prefix[1].repeat(share, 0)
-    return _attention(qkv, prefix, sinks, texts, scale)
+    return _attention(qkv, prefix, row_gradients, texts, scale)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _attention(qkv, prefix, sinks, texts, scale):
-    del sinks
+def _attention(qkv, prefix, row_gradients, texts, scale):
+    del row_gradients
     return _forward(qkv, prefix, texts, scale)[0]
 
 
-def _forward_rule(qkv, prefix, sinks, texts, scale):
+def _forward_rule(qkv, prefix, row_gradients, texts, scale):
     mixed, total = _forward(qkv, prefix, texts, scale)
-    kind = None if sinks is None else jnp.zeros(0, sinks[0].dtype)
+    kind = None if row_gradients is None else jnp.zeros(0, row_gradients[0].dtype)
     return mixed, (qkv, prefix, kind, texts, mixed, total)
 
 

@@ -5,16 +5,25 @@ them; its reader makes arrays of every word of the vocabulary, and believes what
 promises, so the header is read here.
 """
 
+import functools
 import importlib.util
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from prefix_jax.errors import InputError, first_line, shown
-from prefix_jax.model.gguf_header import Header, Tensor, damaged, read_header
+from prefix_jax.model.gguf_header import (
+    Header,
+    Tensor,
+    damaged,
+    naming_file,
+    read_header,
+)
+from prefix_jax.model.llama_config import known_fields
+from prefix_jax.model.naming import HEAD
 from prefix_jax.model.rope import Rope
 from prefix_jax.model.tensor_files import Stored
 
@@ -23,7 +32,7 @@ SUFFIX = ".gguf"
 _TOP = {
     "token_embd": "embed_tokens",
     "output_norm": "norm",
-    "output": "lm_head",
+    "output": HEAD.removesuffix(".weight"),
 }
 _LAYER = {
     "attn_norm": "input_layernorm",
@@ -47,7 +56,6 @@ _SIZES = {
     "attention.head_count_kv": "num_key_value_heads",
     "attention.key_length": "head_dim",
     "attention.layer_norm_rms_epsilon": "rms_norm_eps",
-    "attention.sliding_window": "sliding_window",
     "rope.freq_base": "rope_theta",
 }
 """A file's names, behind that of its architecture, and `config.json`'s."""
@@ -64,6 +72,7 @@ _ELSEWHERE = {
     "vocab_size",
     "rope.dimension_count",
     "attention.value_length",
+    "attention.sliding_window",
     "rope.scaling.type",
     "rope.scaling.factor",
     "rope.scaling.original_context_length",
@@ -92,12 +101,10 @@ def open_gguf(path: Path) -> Model:
         raise InputError(
             f"{path} is a GGUF file, which the package gguf dequantizes; {_INSTALL}"
         )
-    header = read_header(path)
-    try:
+    with naming_file(path):
+        header = read_header(path)
         config = _config(path, header)
         return Model(config, _tensors(path, header, config))
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
 
 
 def _config(path: Path, header: Header) -> dict[str, object]:
@@ -113,21 +120,30 @@ def _config(path: Path, header: Header) -> dict[str, object]:
         for name, value in values.items()
         if name.startswith(f"{kind}.")
     }
-    if unknown := sorted(own.keys() - _SIZES.keys() - _ELSEWHERE):
+    lists = {
+        name.removeprefix(f"{kind}.")
+        for name in header.lists
+        if name.startswith(f"{kind}.")
+    }
+    if unknown := sorted((own.keys() | lists) - _SIZES.keys() - _ELSEWHERE):
         raise InputError(
             f"it has {', '.join(f'{kind}.{name}' for name in unknown)}, which may "
             "change what the model computes and is not known here"
         )
+    for key in sorted(lists):  # which GGUF has where layers differ
+        raise InputError(f"{kind}.{key} is a list; expected one for all layers")
+    for key in _NEEDED:
+        if key not in own:
+            raise InputError(f"it does not say {kind}.{key}")
+    # No converter writes one for these architectures, and llama.cpp reads none.
+    if window := own.get("attention.sliding_window"):
+        raise InputError(
+            f"{kind}.attention.sliding_window is {shown(window)}, but it does not say "
+            "which layers have one; use the model's safetensors"
+        )
     config: dict[str, Any] = {
         name: _decimal(own[key]) for key, name in _SIZES.items() if key in own
     }
-    for key in _NEEDED:
-        if key not in own:  # or it is a list, which GGUF has where layers differ
-            raise InputError(f"it does not say {kind}.{key}, one for all layers")
-    if kind.startswith("qwen") and "sliding_window" in config:
-        raise InputError(
-            f"it has {kind}.attention.sliding_window, but does not say which layers do"
-        )
     embedding = tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
         raise InputError("it has no matrix token_embd.weight")
@@ -140,17 +156,18 @@ def _config(path: Path, header: Header) -> dict[str, object]:
                 f"{kind}.{name} is {shown(own[name])}, but heads have "
                 f"{shown(config['head_dim'])} numbers; expected the same"
             )
-    config["model_type"] = "mistral" if "sliding_window" in config else kind
-    slower = None
-    if _FREQUENCIES in tensors:
-        slower = _reading(path, _FREQUENCIES, tensors[_FREQUENCIES], header.start)()
-    config["rope_parameters"] = _rope(own, slower, config["head_dim"])
+    config["model_type"] = kind
+    config["rope_parameters"] = _rope(path, header, own, config["head_dim"])
     config["tie_word_embeddings"] = "output.weight" not in tensors
     for name, bias in (("attention_bias", "attn_output"), ("mlp_bias", "ffn_up")):
-        config[name] = f"blk.0.{bias}.bias" in tensors
-    for role in ("bos", "eos"):
+        tensor = f"blk.0.{bias}.bias"
+        if tensor in tensors and name not in known_fields(kind):
+            raise InputError(f"it has {tensor}, a bias that a {kind} has not")
+        config[name] = tensor in tensors
+    config = {name: value for name, value in config.items() if value is not None}
+    for role in ("bos", "eos"):  # None, where it names none: no model's usual ones
         config[f"{role}_token_id"] = values.get(f"tokenizer.ggml.{role}_token_id")
-    return {name: value for name, value in config.items() if value is not None}
+    return config
 
 
 def _decimal(value: object) -> object:
@@ -159,7 +176,7 @@ def _decimal(value: object) -> object:
 
 
 def _rope(
-    own: Mapping[str, Any], slower: np.ndarray | None, width: object
+    path: Path, header: Header, own: Mapping[str, Any], width: object
 ) -> dict[str, object]:
     # A factor alone is llama.cpp's "linear".
     usual = "linear" if "rope.scaling.factor" in own else "none"
@@ -169,35 +186,41 @@ def _rope(
         "factor": "rope.scaling.factor",
         "original_max_position_embeddings": "rope.scaling.original_context_length",
     }
+    if given == "linear":
+        del names["original_max_position_embeddings"]
     if rope:
         rope |= {name: own[key] for name, key in names.items() if key in own}
-    if slower is None:
+    factors = header.tensors.get(_FREQUENCIES)
+    if factors is None:
         return rope
     theta = own.get("rope.freq_base", 10_000.0)
-    if rope or not isinstance(theta, float) or 2 * slower.size != width:
+    pairs = [width // 2] if isinstance(width, int) else None
+    if rope or not isinstance(theta, float) or list(factors.shape) != pairs:
         raise InputError(
-            f"it has {_FREQUENCIES} of {slower.size} numbers, rope.scaling.type "
-            f"{shown(given)} and rope.freq_base {shown(theta)} for heads of "
-            f"{shown(width)}; expected half as many, no scaling and a number"
+            f"it has {_FREQUENCIES} of {list(factors.shape)} numbers, "
+            f"rope.scaling.type {shown(given)} and rope.freq_base {shown(theta)} for "
+            f"heads of {shown(width)}; expected half as many, no scaling and a number"
         )
-    return _llama3(theta, np.asarray(slower, np.float64))
+    return _llama3(theta, _read(path, _FREQUENCIES, factors, header.start))
 
 
-def _llama3(theta: float, slower: np.ndarray) -> dict[str, object]:
+def _llama3(theta: float, factors: np.ndarray) -> dict[str, object]:
     """Llama 3's way to stretch positions, of which a file has the result only.
 
-    All of its releases differ in the factor alone, which the slowest pair has whole.
+    `factors`: by how much each pair is slowed down.
+    All of its releases differ in one factor alone, which the slowest pair has whole.
     """
+    factors = np.asarray(factors, np.float64)
     found: dict[str, Any] = {
         "rope_type": "llama3",
-        "factor": float(slower.max(initial=1)),
+        "factor": float(factors.max(initial=1)),
         "low_freq_factor": 1.0,
         "high_freq_factor": 4.0,
         "original_max_position_embeddings": 8192,
     }
-    plain, _ = Rope(rope_theta=theta).inv_freq(2 * slower.size)
-    stretched, _ = Rope(rope_theta=theta, **found).inv_freq(2 * slower.size)
-    if slower.ndim != 1 or not np.allclose(stretched * slower, plain, rtol=1e-4):
+    plain, _ = Rope(rope_theta=theta).inv_freq(2 * factors.size)
+    stretched, _ = Rope(rope_theta=theta, **found).inv_freq(2 * factors.size)
+    if not np.allclose(stretched * factors, plain, rtol=1e-4):
         raise InputError(
             f"its {_FREQUENCIES} are not those of Llama 3 (low_freq_factor 1, "
             "high_freq_factor 4, 8192 positions), the only ones known here"
@@ -213,61 +236,77 @@ def _tensors(
     for name, tensor in header.tensors.items():
         if name == _FREQUENCIES:
             continue
+        theirs = _theirs(name)
+        if theirs is None:
+            raise InputError(
+                f"it has the tensor {shown(name)}, which is not known here"
+            )
         heads = None
         # llama.cpp turns neighbouring numbers of these, Hugging Face the halves.
-        if config["model_type"] in ("llama", "mistral"):
+        if config["model_type"] == "llama":
             role = name.split(".")[2] if name.count(".") == 3 else ""
             queries, shared = "num_attention_heads", "num_key_value_heads"
             heads = {"attn_q": config[queries], "attn_k": config[shared]}.get(role)
-        read = _reading(path, name, tensor, header.start, heads)
-        found[_theirs(name)] = Stored(tensor.shape, "F32", read)
+        read = functools.partial(_read_named, path, name, tensor, header.start, heads)
+        found[theirs] = Stored(tensor.shape, "F32", read)
     return found
 
 
-def _theirs(name: str) -> str:
-    """Hugging Face's name; the same where there is none, which the reader refuses."""
-    *before, part, kind = name.split(".") if "." in name else ("", name, "")
-    if before[:1] == ["blk"] and len(before) == 2 and part in _LAYER:
-        return f"layers.{before[1]}.{_LAYER[part]}.{kind}"
-    if not before and part in _TOP:
-        return f"{_TOP[part]}.{kind}"
-    return name
+def _theirs(name: str) -> str | None:
+    """Hugging Face's name; None for a tensor that the family has not."""
+    match name.split("."):
+        case ["blk", layer, part, kind] if part in _LAYER:
+            return f"layers.{layer}.{_LAYER[part]}.{kind}"
+        case [part, kind] if part in _TOP:
+            return f"{_TOP[part]}.{kind}"
+    return None
 
 
-def _reading(
+def name_in_gguf(theirs: str) -> str:
+    """What the tensor that Hugging Face calls so is called in a file."""
+    *before, kind = theirs.split(".")
+    if before[:1] == ["layers"]:
+        parts = {name: part for part, name in _LAYER.items()}
+        return f"blk.{before[1]}.{parts['.'.join(before[2:])]}.{kind}"
+    parts = {name: part for part, name in _TOP.items()}
+    return f"{parts['.'.join(before)]}.{kind}"
+
+
+def _read_named(path: Path, *tensor: Any) -> np.ndarray:
+    with naming_file(path):
+        return _read(path, *tensor)
+
+
+def _read(
     path: Path, name: str, tensor: Tensor, start: int, heads: int | None = None
-) -> Callable[[], np.ndarray]:
-    """A function that gives the tensor in f32, of the whole file's bytes only."""
+) -> np.ndarray:
+    """The tensor in f32, of the whole file's bytes only."""
+    import gguf
 
-    def read() -> np.ndarray:
-        import gguf
-
-        try:
-            kind = gguf.GGMLQuantizationType(tensor.kind)
-            block, width = gguf.GGML_QUANT_SIZES[kind]
-        except (ValueError, KeyError):
-            raise InputError(
-                f"{path}: {shown(name)} is of type {tensor.kind}, which is not known"
-            ) from None
-        count = math.prod(tensor.shape)
-        first, length = start + tensor.start, count // block * width
-        if first + length > path.stat().st_size or (
-            tensor.shape and tensor.shape[-1] % block
-        ):
-            raise InputError(damaged(path, f"{shown(name)} goes beyond its end"))
-        data = np.fromfile(path, np.uint8, length, offset=first)
-        rows = data.reshape(*tensor.shape[:-1], -1)
-        try:
-            array = gguf.quants.dequantize(rows, kind)
-        except Exception as error:
-            raise InputError(
-                f"{path}: {shown(name)} is of type {kind.name}, which cannot be turned "
-                f"into floating point ({first_line(error)})"
-            ) from error
-        array = np.asarray(array, np.float32).reshape(tensor.shape)
-        if heads is None:
-            return array
-        pairs = array.reshape(heads, -1, 2, *array.shape[1:])
-        return pairs.swapaxes(1, 2).reshape(array.shape)
-
-    return read
+    try:
+        kind = gguf.GGMLQuantizationType(tensor.kind)
+        block, width = gguf.GGML_QUANT_SIZES[kind]
+    except (ValueError, KeyError):
+        raise InputError(
+            f"{shown(name)} is of type {tensor.kind}, which is not known"
+        ) from None
+    count = math.prod(tensor.shape)
+    first, length = start + tensor.start, count // block * width
+    if first + length > path.stat().st_size or (
+        tensor.shape and tensor.shape[-1] % block
+    ):
+        raise InputError(damaged(f"{shown(name)} goes beyond its end"))
+    data = np.fromfile(path, np.uint8, length, offset=first)
+    rows = data.reshape(*tensor.shape[:-1], -1)
+    try:
+        array = gguf.quants.dequantize(rows, kind)
+    except Exception as error:
+        raise InputError(
+            f"{shown(name)} is of type {kind.name}, which cannot be turned into "
+            f"floating point ({first_line(error)})"
+        ) from error
+    array = np.asarray(array, np.float32).reshape(tensor.shape)
+    if heads is None:
+        return array
+    pairs = array.reshape(heads, -1, 2, *array.shape[1:])
+    return pairs.swapaxes(1, 2).reshape(array.shape)

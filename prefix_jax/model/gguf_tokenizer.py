@@ -23,7 +23,7 @@ from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
 from prefix_jax.errors import InputError, shown
-from prefix_jax.model.gguf_header import read_header
+from prefix_jax.model.gguf_header import naming_file, read_header
 
 SPACE = "▁"
 """How vocabularies of sentencepiece write a blank."""
@@ -68,10 +68,8 @@ def read_tokenizer(path: Path) -> PreTrainedTokenizerFast:
 
     Raises InputError for kinds that are not known here, and damaged files.
     """
-    try:
+    with naming_file(path):
         return _tokenizer(path)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
 
 
 def _tokenizer(path: Path) -> PreTrainedTokenizerFast:

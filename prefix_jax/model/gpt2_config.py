@@ -2,14 +2,30 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Annotated
 
-from prefix_jax.checks import Bounds, Size, check, hints
+from prefix_jax.checks import Size, check, hints
 from prefix_jax.errors import InputError, shown
 from prefix_jax.model.activations import activation
-from prefix_jax.model.shape import Shape, check_causal
+from prefix_jax.model.shape import (
+    Layers,
+    Shape,
+    Small,
+    check_known,
+    ends_of,
+    with_ends,
+)
 
-Small = Annotated[float, Bounds(least=0, most=1_000)]
+_ALIASES = {
+    "hidden_size": "n_embd",
+    "max_position_embeddings": "n_positions",
+    "num_attention_heads": "n_head",
+    "num_hidden_layers": "n_layer",
+}
+_SUMMARY = {
+    *("summary_type", "summary_use_proj", "summary_activation"),
+    *("summary_proj_to_labels", "summary_first_dropout"),
+}
+"""Of a head that classifies, which no checkpoint of a language model has."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +35,7 @@ class GPT2Config(Shape):
     vocab_size: Size = 50257
     n_positions: Size = 1024
     n_embd: Size = 768
-    n_layer: Annotated[int, Bounds(least=1, most=10_000)] = 12
+    n_layer: Layers = 12
     n_head: Size = 12
     n_inner: Size | None = None
     activation_function: str = "gelu_new"
@@ -31,11 +47,12 @@ class GPT2Config(Shape):
     tie_word_embeddings: bool = True
     bos_token_id: int | None = 50256
     eos_token_id: int | None = 50256
+    more_eos_token_ids: tuple[int, ...] = ()
 
     def __post_init__(self):
         for field, hint in hints(type(self)).items():
             check(field, getattr(self, field), hint)
-        activation(self.activation_function)
+        activation(self.activation_function, "activation_function")
         if self.n_embd % self.n_head:
             raise InputError(
                 f"n_embd {self.n_embd} is not a multiple of n_head {self.n_head}"
@@ -62,7 +79,7 @@ class GPT2Config(Shape):
         return "GPT2LMHeadModel"
 
     def fields(self) -> dict[str, object]:
-        return {"model_type": "gpt2", **dataclasses.asdict(self)}
+        return {"model_type": "gpt2", **with_ends(dataclasses.asdict(self))}
 
     def variant(self) -> dict[str, object]:
         return {
@@ -81,30 +98,34 @@ class GPT2Config(Shape):
     def from_dict(cls, values: Mapping) -> "GPT2Config":
         """From the contents of a `config.json`; fields that change nothing are ignored.
 
-        Raises InputError where the file describes another architecture or a GPT-2 with
-        cross-attention, or one that sees later tokens, which this model does not have.
+        Raises InputError where the file describes another architecture, or what this
+        model does not have, such as cross-attention.
         """
         if values.get("model_type", "gpt2") != "gpt2":
             given = shown(values["model_type"])
             raise InputError(f"model_type is {given}; only 'gpt2' can be read")
-        check_causal(values)
         if values.get("add_cross_attention"):
             raise InputError(
                 "add_cross_attention is set; expected a decoder-only GPT-2"
             )
-        aliases = {
-            "hidden_size": "n_embd",
-            "max_position_embeddings": "n_positions",
-            "num_attention_heads": "n_head",
-            "num_hidden_layers": "n_layer",
-        }
+        check_known("gpt2", values, known_fields())
         names = {field.name for field in dataclasses.fields(cls)}
-        fields = {aliases.get(name, name): value for name, value in values.items()}
-        fields = {name: value for name, value in fields.items() if name in names}
-        ends = fields.get("eos_token_id")
-        if isinstance(ends, list):  # several may end a text; the first is written
-            fields["eos_token_id"] = ends[0] if ends else None
-        return cls(**fields)
+        fields = {name: value for name, value in values.items() if name in names}
+        for alias, name in _ALIASES.items():
+            value = values.get(alias)
+            if value is not None and fields.setdefault(name, value) != value:
+                raise InputError(
+                    f"{name} is {shown(fields[name])}, but {alias}, another name for "
+                    f"it, {shown(value)}; expected one of them"
+                )
+        return cls(**fields | ends_of(values))
+
+
+def known_fields() -> set[str]:
+    """Those of a `config.json` that are honoured, or change nothing in a GPT-2."""
+    own = {field.name for field in dataclasses.fields(GPT2Config)}
+    own -= {"more_eos_token_ids"}
+    return own | _ALIASES.keys() | _SUMMARY | {"n_ctx", "add_cross_attention"}
 
 
 RELEASED = {

@@ -9,9 +9,15 @@ from prefix_jax.checks import Bounds, Size, check, hints
 from prefix_jax.errors import InputError, shown
 from prefix_jax.model.activations import PARAMETERS, activation
 from prefix_jax.model.rope import Rope
-from prefix_jax.model.shape import Shape, check_causal
+from prefix_jax.model.shape import (
+    Layers,
+    Shape,
+    Small,
+    check_known,
+    ends_of,
+    with_ends,
+)
 
-Small = Annotated[float, Bounds(least=0, most=1_000)]
 Kind = Literal["llama", "mistral", "qwen2", "qwen3"]
 
 _ARCHITECTURES: dict[Kind, str] = {
@@ -61,19 +67,11 @@ _NOT_OF: dict[Kind, set[str]] = {
     "qwen3": {"mlp_bias"},
 }
 """Fields of the family that transformers' model of that type has not."""
-_HARMLESS = {
-    *("architectures", "auto_map", "dtype", "torch_dtype", "transformers_version"),
-    *("use_cache", "pad_token_id", "unk_token_id", "sep_token_id", "cls_token_id"),
-    *("attention_dropout", "hidden_dropout", "resid_pdrop", "embd_pdrop"),
-    *("embd_dropout", "unsloth_version", "unsloth_fixed"),
-    *("pretraining_tp", "return_dict", "output_attentions", "output_hidden_states"),
-    *("id2label", "label2id", "problem_type", "is_decoder", "is_encoder_decoder"),
-    *("chunk_size_feed_forward", "model_type", "rope_theta", "rope_scaling"),
-    *("use_sliding_window", "max_window_layers", "task_specific_params"),
-    *("is_llama_config", "transformers.js_config", "finetuning_task", "max_length"),
-    *("tokenizer_class", "prefix", "begin_suppress_tokens", "attn_implementation"),
+_ELSEWHERE = {
+    *("rope_parameters", "rope_theta", "rope_scaling", "pretraining_tp"),
+    *("use_sliding_window", "max_window_layers"),
 }
-"""Fields of files that change no logit, or are read where others are."""
+"""Fields of files that are read where others are, or change no logit."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +83,7 @@ class LlamaConfig(Shape):
     n_positions: Annotated[int, Bounds(least=1, most=2**31 - 1)] = 2048
     n_embd: Size = 4096
     n_inner: Size = 11008
-    n_layer: Annotated[int, Bounds(least=1, most=10_000)] = 32
+    n_layer: Layers = 32
     n_head: Size = 32
     num_key_value_heads: Size | None = None
     """None: as many as of queries."""
@@ -106,6 +104,7 @@ class LlamaConfig(Shape):
     if there is one."""
     bos_token_id: int | None = 1
     eos_token_id: int | None = 2
+    more_eos_token_ids: tuple[int, ...] = ()
 
     def __post_init__(self):
         for field, hint in hints(type(self)).items():
@@ -116,7 +115,7 @@ class LlamaConfig(Shape):
                 raise InputError(
                     f"{name} is {shown(value)}; a {self.model_type} has none"
                 )
-        activation(self.activation_function)
+        activation(self.activation_function, "hidden_act")
         if self.activation_function in PARAMETERS:
             raise InputError(
                 f"hidden_act {self.activation_function} has parameters of its own, "
@@ -191,7 +190,7 @@ class LlamaConfig(Shape):
         return _ARCHITECTURES[self.model_type]
 
     def fields(self) -> dict[str, object]:
-        values = dataclasses.asdict(self)
+        values = with_ends(dataclasses.asdict(self))
         values["rope_parameters"] = self.rope.fields()
         del values["rope"]
         values = {_THEIRS.get(name, name): value for name, value in values.items()}
@@ -235,29 +234,24 @@ class LlamaConfig(Shape):
                 f"model_type is {shown(kind)}; expected one of "
                 f"{', '.join(_ARCHITECTURES)}"
             )
-        _check_known(kind, values)
-        fields: dict[str, Any] = dict(_DEFAULTS[kind])
+        known = known_fields(kind)
+        types = values.get("layer_types")
+        if isinstance(types, list) and types == ["full_attention"] * len(types):
+            known.add("layer_types")  # in a Llama, too, where it says nothing
+        if values.get("partial_rotary_factor") in (1, 1.0):
+            known.add("partial_rotary_factor")
+        check_known(kind, values, known)
+        fields: dict[str, Any] = {
+            field.name: field.default for field in dataclasses.fields(cls)
+        }
+        fields |= _DEFAULTS[kind]
         if kind.startswith("qwen"):
             fields |= _QWEN_DEFAULTS
         for name in known_fields(kind) & values.keys():
             fields[_OURS.get(name, name)] = values[name]
-        named = "rope_parameters", "rope_scaling"
-        both = [values[name] for name in named if values.get(name)]
-        if len(both) == 2 and both[0] != both[1]:
-            raise InputError(
-                f"rope_parameters is {shown(both[0])}, but rope_scaling is "
-                f"{shown(both[1])}; expected one of them"
-            )
-        rope = both[0] if both else {}
-        if not isinstance(rope, Mapping):
-            raise InputError(f"rope_parameters is {shown(rope)}; expected an object")
-        if values.get("rope_theta") is not None:
-            rope = {"rope_theta": values["rope_theta"], **rope}
-        fields["rope"] = Rope.from_dict(rope, fields.get("n_positions", 2048))
+        fields["rope"] = _rope(values, fields["n_positions"])
         _settle_windows(kind, values, fields)
-        ends = fields.get("eos_token_id")
-        if isinstance(ends, list):  # several may end a text; the first is written
-            fields["eos_token_id"] = ends[0] if ends else None
+        fields |= ends_of(values)
         names = {field.name for field in dataclasses.fields(cls)}
         return cls(**{name: fields[name] for name in fields.keys() & names})
 
@@ -265,26 +259,31 @@ class LlamaConfig(Shape):
 def known_fields(kind: Kind) -> set[str]:
     """Those of a `config.json` that are honoured, or change nothing."""
     own = {field.name for field in dataclasses.fields(LlamaConfig)}
-    own = own - {"rope"} - set(_OURS.values())
-    return (own | _OURS.keys() | {"rope_parameters"} | _HARMLESS) - _NOT_OF[kind]
+    own = own - {"rope", "more_eos_token_ids"} - set(_OURS.values())
+    return (own | _OURS.keys() | _ELSEWHERE) - _NOT_OF[kind]
 
 
-def _check_known(kind: Kind, values: Mapping) -> None:
-    """InputError for what says something of the model that is not honoured."""
-    unknown = dict(values)
-    for name in known_fields(kind) & values.keys():
-        del unknown[name]
-    check_causal(unknown)
-    types = unknown.get("layer_types")
-    if isinstance(types, list) and types == ["full_attention"] * len(types):
-        del unknown["layer_types"]
-    for name, value in unknown.items():
-        says_nothing = value is None or value is False or value == ""
-        if not says_nothing and not name.startswith("_"):
-            raise InputError(
-                f"{shown(name)} is {shown(value)}, which may change what a {kind} "
-                "computes and is not known here; take it out of the file if it does not"
-            )
+def _rope(values: Mapping, positions: object) -> Rope:
+    """From whatever a `config.json` has of it, under its new names or older ones."""
+    found: dict[str, Rope] = {}
+    for name in ("rope_parameters", "rope_scaling"):
+        given = values.get(name)
+        if not isinstance(given, Mapping | None):
+            raise InputError(f"{name} is {shown(given)}; expected an object")
+        if given:
+            given = {key: value for key, value in given.items() if value is not None}
+            if values.get("rope_theta") is not None:
+                given = {"rope_theta": values["rope_theta"], **given}
+            found[name] = Rope.from_dict(given, positions)
+    if len(set(found.values())) == 2:
+        raise InputError(
+            f"rope_parameters is {shown(values['rope_parameters'])}, but rope_scaling "
+            f"is {shown(values['rope_scaling'])}; expected one of them"
+        )
+    if found:
+        return next(iter(found.values()))
+    theta = values.get("rope_theta")
+    return Rope() if theta is None else Rope(rope_theta=theta)
 
 
 def _settle_windows(kind: Kind, given: Mapping, fields: dict[str, Any]) -> None:
@@ -293,9 +292,11 @@ def _settle_windows(kind: Kind, given: Mapping, fields: dict[str, Any]) -> None:
         return
     if isinstance(types := fields.get("layer_types"), list):
         fields["layer_types"] = tuple(types)
-    if not given.get("use_sliding_window", False):
+    wanted = given.get("use_sliding_window")
+    check("use_sliding_window", wanted, bool | None)
+    if not wanted:
         fields["sliding_window"] = None
-    first, layers = fields["max_window_layers"], fields.get("n_layer", 32)
+    first, layers = fields["max_window_layers"], fields["n_layer"]
     if fields.get("layer_types") is None and fields["sliding_window"] is not None:
         check("max_window_layers", first, int)
         check("num_hidden_layers", layers, Size)

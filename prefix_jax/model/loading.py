@@ -26,12 +26,12 @@ from prefix_jax.errors import (
 )
 from prefix_jax.model.backbone import Backbone
 from prefix_jax.model.families import shape_of
-from prefix_jax.model.gguf_files import SUFFIX, open_gguf
+from prefix_jax.model.gguf_files import SUFFIX, name_in_gguf, open_gguf
 from prefix_jax.model.gguf_tokenizer import SPACE, read_tokenizer
 from prefix_jax.model.passes import How
 from prefix_jax.model.shape import Shape
 from prefix_jax.model.tensor_files import open_tensors, read_json
-from prefix_jax.model.weights import fill
+from prefix_jax.model.weights import Origin, fill
 from prefix_jax.seal import check_seal
 
 END = "<|endoftext|>"
@@ -93,17 +93,13 @@ def load_backbone(
     if found.is_file():
         config, tensors = open_gguf(found)
         shape = _shape(config, found)
+        origin = Origin(found, "that it describes", name_in_gguf)
     else:
         check_seal(found)
         shape = _read_config(found / "config.json")
         tensors = open_tensors(found)
-    return fill(
-        shape,
-        tensors,
-        origin=found,
-        dtype=dtype,
-        **how,
-    )
+        origin = Origin(found)
+    return fill(shape, tensors, origin=origin, dtype=dtype, **how)
 
 
 def load_config(name: str | Path) -> Shape:
@@ -116,6 +112,10 @@ def load_config(name: str | Path) -> Shape:
 
 def _read_config(path: Path) -> Shape:
     """What a `config.json` describes; InputError with its path for anything else."""
+    if not path.exists() and (files := sorted(path.parent.glob(f"*{SUFFIX}"))):
+        raise InputError(
+            f"{path} is missing, but there is a {SUFFIX} file; give that: {files[0]}"
+        )
     return _shape(read_json(path), path)
 
 

@@ -16,6 +16,21 @@ from prefix_jax.checks import Above, Bounds, Positive, check, hints
 from prefix_jax.errors import InputError, shown
 
 Factor = Annotated[float, Bounds(least=1)]
+Turns = Annotated[float, Bounds(least=1e-3, most=1e6)]
+
+_NEEDED = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": (
+        "factor",
+        "low_freq_factor",
+        "high_freq_factor",
+        "original_max_position_embeddings",
+    ),
+    "yarn": ("factor", "original_max_position_embeddings"),
+}
+_OPTIONAL = {"yarn": ("attention_factor", "beta_fast", "beta_slow", "truncate")}
+"""By `rope_type`, what it takes besides `rope_theta`."""
 
 
 class Rotation(NamedTuple):
@@ -48,29 +63,28 @@ class Rope:
     low_freq_factor: Above | None = None
     high_freq_factor: Above | None = None
     attention_factor: Above | None = None
-    beta_fast: Above | None = None
-    beta_slow: Above | None = None
+    beta_fast: Turns | None = None
+    beta_slow: Turns | None = None
     truncate: bool = True
 
     def __post_init__(self):
         for field, hint in hints(type(self)).items():
             check(f"rope_parameters.{field}", getattr(self, field), hint)
-        needed = {
-            "default": (),
-            "linear": ("factor",),
-            "llama3": (
-                "factor",
-                "low_freq_factor",
-                "high_freq_factor",
-                "original_max_position_embeddings",
-            ),
-            "yarn": ("factor", "original_max_position_embeddings"),
-        }[self.rope_type]
+        needed = _NEEDED[self.rope_type]
         for field in needed:
             if getattr(self, field) is None:
                 raise InputError(
                     f"rope_parameters.{field} is missing; rope_type "
                     f"{self.rope_type!r} needs it"
+                )
+        taken = "rope_type", "rope_theta", *needed, *_OPTIONAL.get(self.rope_type, ())
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name not in taken and value != field.default:
+                raise InputError(
+                    f"rope_parameters.{field.name} is {value}, which rope_type "
+                    f"{self.rope_type!r} does not use; give the rope_type that does, "
+                    "or take it out"
                 )
         low, high = self.low_freq_factor, self.high_freq_factor
         if self.rope_type == "llama3" and low and high and low >= high:
@@ -89,11 +103,10 @@ class Rope:
         # Older files' name.
         fields.setdefault("rope_type", fields.pop("type", "default"))
         fields.pop("type", None)
-        kinds = ("default", "linear", "llama3", "yarn")
-        if fields["rope_type"] not in kinds:
+        if fields["rope_type"] not in _NEEDED:
             raise InputError(
                 f"rope_type is {shown(fields['rope_type'])}; expected one of "
-                f"{', '.join(kinds)}"
+                f"{', '.join(_NEEDED)}"
             )
         if fields["rope_type"] in ("llama3", "yarn"):
             fields.setdefault("original_max_position_embeddings", positions)

@@ -1,9 +1,44 @@
 """What the library asks of a backbone's configuration, whatever its family."""
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from typing import Annotated, Any
 
-from prefix_jax.errors import InputError
+from prefix_jax.checks import Bounds
+from prefix_jax.errors import InputError, shown
+
+Small = Annotated[float, Bounds(least=0, most=1_000)]
+Layers = Annotated[int, Bounds(least=1, most=10_000)]
+
+HARMLESS = frozenset(
+    (
+        *("model_type", "architectures", "auto_map", "dtype", "torch_dtype"),
+        *(
+            "transformers_version",
+            "transformers.js_config",
+            "use_cache",
+            "use_bfloat16",
+        ),
+        *("torchscript", "tf_legacy_loss", "attn_implementation", "tokenizer_class"),
+        *("pad_token_id", "unk_token_id", "sep_token_id", "cls_token_id"),
+        *("attention_dropout", "hidden_dropout", "embd_dropout"),
+        *("attn_pdrop", "embd_pdrop", "resid_pdrop", "gradient_checkpointing"),
+        *("unsloth_version", "unsloth_fixed", "is_llama_config", "finetuning_task"),
+        *("return_dict", "output_attentions", "output_hidden_states", "output_past"),
+        *("id2label", "label2id", "problem_type", "task_specific_params", "prefix"),
+        *("is_decoder", "is_encoder_decoder", "tie_encoder_decoder"),
+        *("decoder_start_token_id", "chunk_size_feed_forward", "pruned_heads"),
+        # How texts were generated, of files that older releases wrote.
+        *("do_sample", "early_stopping", "temperature", "top_k", "top_p", "typical_p"),
+        *("num_beams", "num_beam_groups", "diversity_penalty", "num_return_sequences"),
+        *("min_length", "max_length", "length_penalty", "repetition_penalty"),
+        *("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "bad_words_ids"),
+        *("forced_bos_token_id", "forced_eos_token_id", "remove_invalid_values"),
+        *("suppress_tokens", "begin_suppress_tokens", "output_scores"),
+        *("exponential_decay_length_penalty", "return_dict_in_generate"),
+    )
+)
+"""Fields of any `config.json` that change no logit of the models here."""
 
 
 class Shape(abc.ABC):
@@ -22,6 +57,8 @@ class Shape(abc.ABC):
     """Standard deviation of random weights."""
     bos_token_id: int | None
     eos_token_id: int | None
+    more_eos_token_ids: tuple[int, ...]
+    """Further tokens that end a text."""
 
     @property
     @abc.abstractmethod
@@ -81,9 +118,48 @@ class Shape(abc.ABC):
             )
 
 
-def check_causal(values: Mapping) -> None:
-    """InputError where a `config.json` says that tokens see later ones."""
+def check_known(kind: str, values: Mapping, known: Collection[str]) -> None:
+    """InputError for what a `config.json` says of a model that is not honoured.
+
+    `known` are the fields that are, besides `HARMLESS` ones.
+    """
     if values.get("is_causal", True) is False:
         raise InputError(
             "is_causal is False; expected a model whose tokens see none after them"
         )
+    unsaid = (
+        "" if "model_type" in values else ", which it is read as without model_type"
+    )
+    for name in values.keys() - known - HARMLESS - {"is_causal"}:
+        value = values[name]
+        # A zero could be a scale; what is empty or False asks for nothing.
+        says_nothing = value is None or value is False or value in ("", [], {})
+        if not says_nothing and not name.startswith("_"):
+            raise InputError(
+                f"{shown(name)} is {shown(value)}, which may change what a {kind} "
+                f"computes and is not known here{unsaid}; take it out of the file if "
+                "it does not"
+            )
+
+
+def ends_of(values: Mapping) -> dict[str, Any]:
+    """The fields of a configuration for an `eos_token_id`, if any is there.
+
+    One token, none, or a list of them, of which training writes the first.
+    """
+    if "eos_token_id" not in values:
+        return {}
+    ends = values["eos_token_id"]
+    if not isinstance(ends, list):
+        return {"eos_token_id": ends}
+    first, *more = ends or [None]
+    return {"eos_token_id": first, "more_eos_token_ids": tuple(more)}
+
+
+def with_ends(fields: dict[str, object]) -> dict[str, object]:
+    """The inverse of `ends_of`, within all fields of a configuration."""
+    more = fields.pop("more_eos_token_ids")
+    if more:
+        assert isinstance(more, tuple)
+        fields["eos_token_id"] = [fields["eos_token_id"], *more]
+    return fields

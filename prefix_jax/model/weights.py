@@ -6,7 +6,7 @@ file may; which, and how they lie there, a family tells leaf by leaf (`Names`).
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple, Unpack
 
@@ -22,6 +22,16 @@ from prefix_jax.model.naming import HEAD, Names, Part
 from prefix_jax.model.passes import How
 from prefix_jax.model.shape import Shape
 from prefix_jax.model.tensor_files import FLOATS, Stored, save_tensors
+
+
+class Origin(NamedTuple):
+    """Where tensors come from, in the words of messages about them."""
+
+    place: str | Path
+    described: str = "in its config.json"
+    """Where the model is that they are to fit."""
+    called: Callable[[str], str] = str
+    """What a tensor, by Hugging Face's name, is called there."""
 
 
 class _Leaf(NamedTuple):
@@ -78,7 +88,7 @@ def fill(
     config: Shape,
     stored: Mapping[str, Stored],
     *,
-    origin: str | Path,
+    origin: Origin,
     dtype: str,
     **how: Unpack[How],
 ) -> Backbone:
@@ -139,7 +149,7 @@ def _recognise(
     stored: Mapping[str, Stored],
     names: Names,
     *,
-    origin: str | Path,
+    origin: Origin,
 ) -> dict[str, Stored]:
     """`stored` under bare names, or an InputError about what does not fit."""
     expected = {
@@ -168,24 +178,25 @@ def _recognise(
                 'them; set "tie_word_embeddings": false there to keep it'
             )
 
+    called = origin.called
     for name, shape in expected.items():
         if name not in found:
-            problems.append(f"{name}: missing, expected {list(shape)}")
+            problems.append(f"{called(name)}: missing, expected {list(shape)}")
         elif found[name].shape != shape:
             given = list(found[name].shape)
-            problems.append(f"{name}: found {given}, expected {list(shape)}")
+            problems.append(f"{called(name)}: found {given}, expected {list(shape)}")
         elif found[name].dtype not in FLOATS:
-            wanted = ", ".join(FLOATS)
-            problems.append(f"{name}: found {found[name].dtype}, expected {wanted}")
+            given, wanted = found[name].dtype, ", ".join(FLOATS)
+            problems.append(f"{called(name)}: found {given}, expected {wanted}")
     for name in found.keys() - expected.keys():
         given = list(found[name].shape)
-        problems.append(f"{name}: unexpected, found {given}")
+        problems.append(f"{called(name)}: unexpected, found {given}")
     if problems:
         shown = problems[:8]
         if len(problems) > len(shown):
             shown.append(f"and {len(problems) - len(shown)} more")
         raise InputError(
-            f"the tensors in {origin} are not those of the model in its config.json:"
-            + "".join(f"\n  {problem}" for problem in shown)
+            f"the tensors in {origin.place} are not those of the model "
+            f"{origin.described}:" + "".join(f"\n  {problem}" for problem in shown)
         )
     return found

@@ -91,7 +91,7 @@ def inspect_prefix(
         own = _read(model, kv, texts, backbone or metadata.backbone_name or "")
     numbers = tensor.size
     if metadata.layer_lengths is not None:  # the rest are zeros that nothing sees
-        numbers = 2 * shape.n_embd * sum(metadata.layer_lengths)
+        numbers = 2 * shape.kv_width * sum(metadata.layer_lengths)
     return Inspection(
         folder=folder,
         metadata=metadata,

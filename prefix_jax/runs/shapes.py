@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -27,8 +28,12 @@ Batch = Mapping[str, jax.ShapeDtypeStruct]
 
 
 def backbone_config(name: str) -> Shape:
-    """Of models that are known by name without a look at any file, else of those."""
-    return RELEASED.get(name) or load_config(name)
+    """Of models that are known by name without a look at any file, else of those.
+
+    A folder of that name comes first, as for `load_backbone`.
+    """
+    known = RELEASED.get(name) if not Path(name).is_dir() else None
+    return known or load_config(name)
 
 
 def backbone_shapes(config: Config, mesh: Mesh | None = None) -> Backbone:
