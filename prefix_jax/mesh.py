@@ -167,6 +167,14 @@ def shared_by(mesh: Mesh) -> str:
     return f"{devices} device{'s' * (devices > 1)}{of}"
 
 
+def sharing(mesh: Mesh) -> str:
+    """The line that tells who shares a batch, and how where rows are parted, too."""
+    tensor = mesh.shape["tensor"]
+    parted = f": rows over {mesh.size // tensor}, each of them over {tensor}"
+    found = f"{shared_by(mesh)} of {jax.device_count()} share each batch"
+    return found + parted * (tensor > 1)
+
+
 def elsewhere(before: str | None, now: str) -> str:
     """What it means to go on `shared_by` others; empty where they are as before."""
     if before in (None, now):

@@ -17,7 +17,7 @@ OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(0.1))
 def start(backbone, length=4, optimizer=OPTIMIZER, key=None) -> TrainState:
     """A state of prefix mode before its first step."""
     config = backbone.config
-    shape = (config.n_layer, 1, length, config.n_head, config.head_width)
+    shape = (config.n_layer, 1, length, config.kv_heads, config.head_width)
     rng = np.random.default_rng(0)
     kv = KV(*(jnp.float32(rng.normal(size=shape)) for _ in range(2)))
     one = jax.tree.map(lambda x: jnp.ones((len(x), 1, 1, x.shape[3], 1)), kv)

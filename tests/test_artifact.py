@@ -31,7 +31,7 @@ OWN, OWN_TENSORS = "prefix_jax.json", "prefix_jax.safetensors"
 @pytest.fixture(scope="module")
 def prefix(backbone) -> KV:
     config = backbone.config
-    shape = (config.n_layer, 1, LENGTH, config.n_head, config.head_width)
+    shape = (config.n_layer, 1, LENGTH, config.kv_heads, config.head_width)
     keys, values = np.random.default_rng(0).normal(size=(2, *shape))
     return KV(jnp.float32(keys), jnp.float32(values))
 

@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from families import grouped_too
 from folders import as_by_peft, unseal
 from rounding import SUM
 
 from prefix_jax.cli import main
 from prefix_jax.errors import InputError
-from prefix_jax.learning.split import count
+from prefix_jax.learning.split import count, split
 from prefix_jax.model.prefix import init_prefix
 from prefix_jax.prefix_config import PrefixConfig
 from prefix_jax.runs.inspect import inspect_prefix
@@ -40,6 +41,19 @@ def folder(tmp_path, backbone, kv, model_folder):
     return tmp_path / "p"
 
 
+@grouped_too
+@pytest.mark.parametrize("settings", [{"layers": (0, 2)}, {"lengths": (1, 0, 4)}])
+def test_numbers_are_those_that_were_trained(backbone, settings, tmp_path):
+    if "layers" in settings:
+        settings = settings | {"length": 4}
+    config = PrefixConfig(init="random", **settings)
+    prefix = init_prefix(backbone, config, key=jax.random.key(0))
+    save_prefix(tmp_path / "p", prefix, backbone=backbone)
+    trainable, _ = split({"backbone": backbone, "prefix": prefix}, "prefix")
+    assert inspect_prefix(tmp_path / "p").numbers == count(trainable)
+
+
+@grouped_too
 def test_norms_sizes_and_attention(folder, backbone, tokenizer, kv):
     found = inspect_prefix(folder, TEXTS)
     assert found.length == 4 and found.numbers == kv.keys.size * 2

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from families import grouped_too
 
 from prefix_jax.config import DecodeConfig
 from prefix_jax.decoding.generate import generate_sequences
@@ -23,7 +24,6 @@ transformers = pytest.importorskip("transformers")
 LENGTH = 6
 NEW = 8
 # Where layers have windows, transformers counts padding as distance from the prefix.
-grouped_too = pytest.mark.parametrize("backbone", ["gpt2", "llama"], indirect=True)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from families import grouped_too
 from rounding import FEW, LOGITS
 
 from prefix_jax.errors import InputError
@@ -22,16 +23,18 @@ def make(backbone, **settings):
     return init_prefix(backbone, PrefixConfig(**settings), key=KEY, examples=examples)
 
 
+@grouped_too
 @pytest.mark.parametrize("kind", ["flat", "mlp"])
 @pytest.mark.parametrize("init", ["random", "zeros", "examples"])
 def test_shape_and_type(backbone, kind, init):
     kv = make(backbone, kind=kind, init=init, tokens=[TEXT])()
     config = backbone.config
-    expected = (config.n_layer, 1, 6, config.n_head, config.head_width)
+    expected = (config.n_layer, 1, 6, config.kv_heads, config.head_width)
     assert kv.keys.shape == kv.values.shape == expected
     assert kv.keys.dtype == kv.values.dtype == jnp.float32
 
 
+@grouped_too
 @pytest.mark.parametrize("kind", ["flat", "mlp"])
 def test_starts_as_the_activations_of_its_words(backbone, tokenizer, kind):
     """Law 2 at step 0: the prefix is those words in the prompt, for the MLP too."""
@@ -44,12 +47,14 @@ def test_starts_as_the_activations_of_its_words(backbone, tokenizer, kind):
     np.testing.assert_allclose(backbone(text, prefix()), with_words, **LOGITS)
 
 
+@grouped_too
 @pytest.mark.parametrize("kind", ["flat", "mlp"])
 def test_zeros_are_zeros(backbone, kind):
     kv = make(backbone, kind=kind, init="zeros")()
     assert not np.any(kv.keys) and not np.any(kv.values)
 
 
+@grouped_too
 def test_random_start_has_the_size_of_activations(backbone):
     """Within a factor of two: the scale is a power of two near their size."""
     kv = make(backbone, init="random", length=40)()
@@ -60,6 +65,7 @@ def test_random_start_has_the_size_of_activations(backbone):
         assert np.all(np.abs(np.log2(size / expected)) < 1)
 
 
+@grouped_too
 def test_scales_are_powers_of_two(backbone):
     """So that multiplying by one never rounds."""
     scale = activation_scale(backbone, KEY)
@@ -68,6 +74,7 @@ def test_scales_are_powers_of_two(backbone):
         assert np.all(mantissa == 0.5)
 
 
+@grouped_too
 def test_examples_share_the_length_and_keep_their_ends(backbone):
     kv = make(backbone, tokens=[[1, 2, 3], [4, 5, 6, 7, 8], [9]], length=6, init=None)()
     ends = make(backbone, tokens=[[2, 3, 6, 7, 8, 9]], length=6, init="examples")()
@@ -77,11 +84,13 @@ def test_examples_share_the_length_and_keep_their_ends(backbone):
     np.testing.assert_array_equal(kv.keys, shorter.keys)
 
 
+@grouped_too
 def test_no_examples_and_no_choice_is_a_random_start(backbone):
     given = make(backbone, init=None)()
     np.testing.assert_array_equal(given.keys, make(backbone, init="random")().keys)
 
 
+@grouped_too
 def test_text_repeats_to_the_length(backbone):
     whole = make(backbone, init="examples", tokens=[TEXT, TEXT], length=None)()
     assert whole.length == 2 * len(TEXT)
@@ -89,6 +98,7 @@ def test_text_repeats_to_the_length(backbone):
     np.testing.assert_allclose(long.keys, whole.keys, **FEW)
 
 
+@grouped_too
 @pytest.mark.parametrize("kind", ["flat", "mlp"])
 def test_folded_equals_unfolded(backbone, kind):
     """Law 9: what is stored is the KV alone, and it is the same prefix."""
@@ -99,6 +109,7 @@ def test_folded_equals_unfolded(backbone, kind):
     np.testing.assert_allclose(logits, backbone(text, folded), **LOGITS)
 
 
+@grouped_too
 def test_dropout_drops_elements_only_when_given_a_key(backbone):
     prefix = make(backbone, init="random", length=32, dropout=0.25)
     whole, dropped = prefix().keys, prefix(key=KEY).keys
@@ -111,6 +122,7 @@ def test_dropout_drops_elements_only_when_given_a_key(backbone):
     np.testing.assert_array_equal(dropped, again)
 
 
+@grouped_too
 def test_unshifted_text_counts_from_zero(backbone):
     text = jnp.asarray([[3, 1, 4]])
     kv = make(backbone, position_mode="unshifted")()
@@ -121,6 +133,7 @@ def test_unshifted_text_counts_from_zero(backbone):
     np.testing.assert_array_equal(backbone(text, shifted), explicit)
 
 
+@grouped_too
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
+from families import grouped_too
 from kinds import AFTER, GATED, KINDS, LENGTH, SOURCE, TEXT, make, opened, read
 
 from prefix_jax.config import MeshConfig, OptimConfig, TrainConfig
@@ -47,6 +48,7 @@ def test_the_text_sees_what_it_should(backbone, kind):
     assert change[:, SOURCE:].max() > 0.1
 
 
+@grouped_too
 @pytest.mark.parametrize("kind", KINDS)
 def test_layers_and_positions_that_are_not_there_have_no_parameters(backbone, kind):
     settings, config = KINDS[kind], backbone.config
@@ -57,12 +59,13 @@ def test_layers_and_positions_that_are_not_there_have_no_parameters(backbone, ki
         LENGTH * (layer in settings.get("layers", range(3))) for layer in range(3)
     ]
     layers, d = np.count_nonzero(lengths), config.n_embd
+    both = 2 * config.kv_heads * config.head_width
     expected = {
-        "flat": 2 * sum(lengths) * d,
-        "mlp": max(lengths) * d + (d + 1) * 16 + (16 + 1) * layers * 2 * d,
+        "flat": sum(lengths) * both,
+        "mlp": max(lengths) * d + (d + 1) * 16 + (16 + 1) * layers * both,
         "embedding": LENGTH * d,
     }[settings.get("kind", "flat")]
-    expected += layers * config.n_head if settings.get("gate") else 0
+    expected += layers * config.kv_heads if settings.get("gate") else 0
     assert sum(leaf.size for leaf in jax.tree.leaves(trainable)) == expected
 
 

@@ -4,12 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from families import grouped_too
 from kinds import KINDS, LENGTH, make, opened, read
 
 from prefix_jax.errors import InputError
 from prefix_jax.model.prefix import init_prefix
 from prefix_jax.prefix_config import PrefixConfig
 
+pytestmark = grouped_too
 KEY = jax.random.key(8)
 
 

@@ -32,7 +32,7 @@ from prefix_jax.errors import InputError
 from prefix_jax.learning.optim import make_schedule
 from prefix_jax.learning.split import Params, count, folded, merge, split
 from prefix_jax.learning.step import TrainState, init_train_state
-from prefix_jax.mesh import elsewhere, put, put_batch, shared_by
+from prefix_jax.mesh import elsewhere, put, put_batch, shared_by, sharing
 from prefix_jax.runs.faults import Faults, Watchdog, check_finite, saving
 from prefix_jax.runs.interrupt import Interrupt
 from prefix_jax.runs.prepare import Setup, prepare
@@ -149,7 +149,7 @@ class _Run:
             + f"validation {held_out.report}\n"
             f"method {config.train.method}: {self.trained:,} numbers trained, "
             f"{self.share:.2%} of the backbone's {count(setup.backbone):,}"
-            + f"\n{self.shared} of {jax.device_count()} share each batch"
+            + f"\n{sharing(setup.mesh)}"
             * (jax.device_count() > 1)
         )
 
