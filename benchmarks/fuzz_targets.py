@@ -25,6 +25,7 @@ from prefix_jax.model.gpt2_config import GPT2Config
 from prefix_jax.model.kv import KV
 from prefix_jax.model.llama_config import LlamaConfig
 from prefix_jax.model.loading import load_backbone, load_tokenizer
+from prefix_jax.model.rope import Rope
 from prefix_jax.model.tensor_files import open_tensors, read_json
 from prefix_jax.model.weights import save_backbone
 from prefix_jax.runs.folders import find_runs
@@ -193,7 +194,22 @@ def _backbone_files() -> list[Files]:
 
 
 def _gguf() -> list[Files]:
-    """A model of one layer, a list and a tensor of blocks in it, and its tokenizer."""
+    """A model of one layer, a list and a tensor of blocks in it, and its tokenizer.
+
+    Once with the frequencies of a Llama 3, too.
+    """
+    plain, _ = Rope().inv_freq(16)
+    stretched, _ = Rope(
+        rope_type="llama3",
+        factor=8.0,
+        low_freq_factor=1.0,
+        high_freq_factor=4.0,
+        original_max_position_embeddings=8192,
+    ).inv_freq(16)
+    return [_gguf_with({}), _gguf_with({"rope_freqs.weight": plain / stretched})]
+
+
+def _gguf_with(more: dict[str, np.ndarray]) -> Files:
     import gguf
 
     width, kinds = 32, gguf.GGMLQuantizationType
@@ -230,11 +246,13 @@ def _gguf() -> list[Files]:
             array = np.linspace(-1, 1, int(np.prod(shape)), dtype=np.float32)
             data = gguf.quants.quantize(array.reshape(shape), kind)
             out.add_tensor(name, data, raw_dtype=kind)
+        for name, array in more.items():
+            out.add_tensor(name, array)
         out.write_header_to_file()
         out.write_kv_data_to_file()
         out.write_tensors_to_file()
         out.close()
-        return [(path.read_bytes(),)]
+        return (path.read_bytes(),)
 
 
 TOKENIZER = {
