@@ -241,6 +241,7 @@ def _gguf_with(more: dict[str, np.ndarray]) -> Files:
         out.add_token_list(["<|endoftext|>", "a", "b", "ab"])
         out.add_token_merges(["a b"])
         out.add_bos_token_id(0)
+        out.add_eos_token_id(0)
         for name, shape in tensors.items():
             kind = kinds.Q8_0 if len(shape) == 2 else kinds.F32
             array = np.linspace(-1, 1, int(np.prod(shape)), dtype=np.float32)

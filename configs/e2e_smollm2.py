@@ -5,12 +5,12 @@
 
 FOLDER holds the official files: trainset.csv, devset.csv, testset_w_refs.csv. It
 learns from 500 of the examples, which takes 6 minutes on two CPU cores, in bfloat16 on
-Python 3.12 3.5. On 30 sources of the dev set, in bfloat16
-(benchmarks/results/smollm2_rate): validation loss 2.617 before and 1.353 after 80 steps
-of some 11 examples; on the test set 58.7 BLEU, where full fine-tuning has 60.0
-(benchmarks/results/smollm2_e2e). What it then writes for "name : Cotto | Type : coffee
-shop | food : English | price : moderate | customer rating : 3 out of 5 | area : city
-centre | near : The Portland Arms" (its mistake: the food is left out):
+Python 3.12 3.5. On 30 sources of the dev set: validation loss 2.420 before and 1.314
+after 80 steps of some 11 examples; on the test set, in bfloat16, 58.7 BLEU, where full
+fine-tuning has 60.0 (benchmarks/results/smollm2_e2e). What it then writes for "name :
+Cotto | Type : coffee shop | food : English | price : moderate | customer rating : 3 out
+of 5 | area : city centre | near : The Portland Arms" (its mistake: the food is left
+out):
 
     Cotto is a coffee shop located in the city centre near The Portland Arms. It has a
     moderate price range and a customer rating of 3 out of 5.

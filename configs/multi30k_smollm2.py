@@ -4,7 +4,7 @@
     prefix-jax evaluate --workdir runs/m30k
 
 Data are those of multi30k_tiny.py, from English into German. Written for one
-accelerator.
+accelerator; neither its time nor its score has been measured yet.
 """
 
 import dataclasses

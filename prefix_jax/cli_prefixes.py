@@ -120,7 +120,7 @@ class Export:
     base_model: str | None = None
     """What PEFT calls the backbone: a name on the Hugging Face hub, or a folder, which
     must hold the same backbone. None: the name it was trained with; none, if that is
-    the bundled `tiny` or a folder that is gone."""
+    one of this library alone (`tiny`, `smollm2-135m`) or a folder that is gone."""
     with_backbone: Path | None = None
     """Also write the backbone to this folder, as transformers reads it; the adapter
     then names the folder, if there is no --base-model."""

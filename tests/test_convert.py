@@ -167,9 +167,10 @@ def test_a_backbone_that_is_gone_is_not_named(run, stored, tmp_path):
     assert read(tmp_path / "out" / CONFIG)["base_model_name_or_path"] is None
 
 
-def test_the_bundled_backbone_is_no_name_for_peft(run, stored, tmp_path):
+@pytest.mark.parametrize("name", ["tiny", "smollm2-135m"])
+def test_our_own_names_are_no_names_for_peft(run, stored, tmp_path, name):
     record = read(stored / "best" / OWN)
-    record["backbone"]["name"] = "tiny"
+    record["backbone"]["name"] = name
     (stored / "best" / OWN).write_text(json.dumps(record))
     unseal(stored / "best")
     code, text = run("export", stored, "--out", tmp_path / "out")
@@ -211,6 +212,7 @@ def test_an_import_of_an_export_is_the_prefix(run, stored, tmp_path, backbone, m
     code, text = run("import", out, "--out", again, "--task", "table_to_text")
     assert code == 0 and "PEFT PREFIX_TUNING: 4 positions" in text
     assert fingerprint(backbone) in text and str(again) in text
+    assert "how a prompt begins and ends is not stored" in text
     np.testing.assert_array_equal(load_prefix(again, backbone).keys, make().keys)
     assert read_metadata(again).task == "table_to_text"
 
@@ -231,6 +233,7 @@ def test_what_cannot_be_imported_is_explained(run, stored, tmp_path, model_folde
         ([stored, "--out", out], "needs no import"),
         ([tmp_path / "nowhere", "--out", out], "does not exist"),
         ([tmp_path / "empty", "--out", out], "no weights in"),
+        ([model_folder, "--out", out], "holds a whole model"),
         ([peft, "--out", out], "does not say which backbone"),
         ([peft / TENSORS, "--out", out], "does not say which backbone"),
         ([gone, "--out", out], "say with --backbone"),

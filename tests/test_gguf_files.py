@@ -228,6 +228,13 @@ def test_a_bias_that_a_family_has_not_is_named(tmp_path):
         load_config(path)
 
 
+@pytest.mark.parametrize("name", ["UP.GGUF", "renamed.bin", "bare"])
+def test_a_file_is_known_by_its_beginning(tmp_path, name):
+    backbone = random_backbone(LlamaConfig(**SHAPE), key=jax.random.key(0))
+    path = write(tmp_path / name, backbone)
+    assert load_config(path).n_embd == 32
+
+
 def test_a_folder_with_such_a_file_alone_says_which(tmp_path):
     backbone = random_backbone(LlamaConfig(**SHAPE), key=jax.random.key(0))
     path = write(tmp_path / "a.gguf", backbone)

@@ -12,6 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import jax
 import jaxtyping
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from prefix_jax.cli import main
 from prefix_jax.config import Config
 from prefix_jax.errors import InputError
 from prefix_jax.model import loading
+from prefix_jax.model.prefix import init_prefix
 from prefix_jax.model.tensor_files import open_tensors
 from prefix_jax.model.weights import save_backbone
 from prefix_jax.runs.record import write_record
@@ -49,6 +51,12 @@ def targets():
     sys.path.insert(0, str(REPOSITORY / "benchmarks"))
     yield importlib.import_module("fuzz_targets").TARGETS
     sys.path.remove(str(REPOSITORY / "benchmarks"))
+
+
+@pytest.mark.parametrize("example", ["a text", ("a source", "a target"), [0.5]])
+def test_examples_are_token_ids(small, example):
+    with pytest.raises(InputError, match=r"examples\[0\] is .* expected token ids"):
+        init_prefix(small, key=jax.random.key(0), examples=[example])
 
 
 @pytest.mark.parametrize(

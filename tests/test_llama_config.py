@@ -195,8 +195,22 @@ def test_what_cannot_be_honoured_is_refused(values, message):
 def test_a_gpt2_is_refused_what_it_cannot_honour(values, message):
     with pytest.raises(InputError, match=message):
         shape_of({"model_type": "gpt2"} | values)
-    with pytest.raises(InputError, match=r"'rope_theta' is .* without model_type"):
+
+
+def test_a_file_without_a_type_is_a_gpt2_only_with_its_fields():
+    assert shape_of({"n_embd": 24, "_name_or_path": "x"}).n_embd == 24
+    with pytest.raises(InputError, match="no model_type, and 'rope_theta' is no field"):
         shape_of({"rope_theta": 5e5, "hidden_size": 8})
+    with pytest.raises(InputError, match="no model_type; add"):
+        shape_of({})
+
+
+@pytest.mark.parametrize("rope", [{}, {"rope_type": "linear", "factor": 2.0}])
+def test_older_releases_of_transformers_read_the_same(rope):
+    """Which know rope_theta and rope_scaling only."""
+    written = LlamaConfig(rope=Rope(rope_theta=5e5, **rope)).fields()
+    assert written["rope_theta"] == 5e5
+    assert written.get("rope_scaling", {}) == rope
 
 
 @pytest.mark.parametrize(

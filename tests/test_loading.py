@@ -19,6 +19,8 @@ def test_missing_folders_and_near_misses(folder, monkeypatch):
         "~/no/such/folder": "does not exist",
         "tinny": 'no backbone tinny; did you mean "tiny"',
         "gpt2-meduim": 'did you mean "gpt2-medium"',
+        "SmolLM2-135M": 'did you mean "smollm2-135m"',
+        "smollm2": 'did you mean "smollm2-135m"',
     }.items():
         with pytest.raises(InputError, match=message):
             load_backbone(name)

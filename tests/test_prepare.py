@@ -1,5 +1,6 @@
 """What a run prepares before its first step."""
 
+import copy
 import json
 
 import numpy as np
@@ -54,6 +55,18 @@ def test_limits_take_packed_rows_of_the_seeded_permutation(rows, split, limit):
     assert rows(split, **few) == [whole[number] for number in order[:3]]
     assert rows(split, seed=2, **few) != rows(split, **few)
     assert rows(split, seed=2, subsample_seed=1, **few) == rows(split, **few)
+
+
+def test_a_token_that_the_backbone_has_not_is_named(backbone, tokenizer, tmp_path):
+    """Before anything is written: its embedding would be no number."""
+    added = copy.deepcopy(tokenizer)
+    added.add_tokens(["<<mill>>"])
+    row = {"source": "the <<mill>>", "target": "old"}
+    (tmp_path / "train.jsonl").write_text(json.dumps(row) + "\n")
+    config = Config(data=DataConfig(path=str(tmp_path), max_length=16))
+    setup = Setup(config, backbone, added, make_mesh(), fingerprint(backbone))
+    with pytest.raises(InputError, match=r"'<<mill>>' as token 300, but .* 0 to 299"):
+        setup.rows("train")
 
 
 def test_setups_share_what_their_recipes_have_in_common(tmp_path, monkeypatch):

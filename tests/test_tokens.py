@@ -125,10 +125,12 @@ def test_a_blank_comes_first_once(prepending):
     names = ["▁a", "<s>", "▁b"]
     assert prepending.convert_ids_to_tokens(row.tokens.tolist()) == names
     words = PrefixConfig(init="labels", labels=("a", "b"), length=4)
-    start = start_tokens(words, "labels", prepending, [])
+    start = start_tokens(words, "labels", prepending, [], 100)
     assert prepending.convert_ids_to_tokens(start) == ["▁a", "▁b"] * 2
     with pytest.raises(InputError, match="2 tokens"):
         encode_prompts(["a"], prepending, "aa")
+    with pytest.raises(InputError, match=r"one text, 'a'; give a list"):
+        encode_prompts("a", prepending)
 
 
 def test_text_comes_back(tokenizer, examples):

@@ -77,6 +77,24 @@ class Encoded:
     report: Report
 
 
+def check_vocabulary(
+    rows: Sequence[Row],
+    tokenizer: PreTrainedTokenizerFast,
+    vocab_size: int,
+    backbone: str,
+) -> None:
+    """InputError for a token that the backbone has not: its numbers would be none."""
+    for row in rows:
+        token = int(row.tokens.max(initial=0))
+        if token >= vocab_size:
+            name = tokenizer.convert_ids_to_tokens(token)
+            raise InputError(
+                f"the tokenizer writes {name!r} as token {token}, but {backbone}'s are "
+                f"0 to {vocab_size - 1}; use the tokenizer that the backbone was "
+                "trained with, without added tokens"
+            )
+
+
 def text_room(
     max_length: int, *, positions: int, prefix_length: int, backbone: str
 ) -> int:
@@ -207,6 +225,10 @@ def encode_prompts(
     (None: the tokenizer's bos, a token that no text can name). Prompts are never cut;
     `truncate_prompts` does that. Raises InputError as `separator_token`.
     """
+    if isinstance(sources, str):
+        raise InputError(
+            f"sources is one text, {sources!r}; give a list of them, [{sources!r}]"
+        )
     token = np.int32(separator_token(tokenizer, separator))
     encoded = _encode_distinct(sources, tokenizer)
     return [np.append(encoded[source], token) for source in sources]

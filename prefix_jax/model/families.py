@@ -15,7 +15,7 @@ from prefix_jax.model.llama import Llama
 from prefix_jax.model.llama_config import LlamaConfig
 from prefix_jax.model.naming import Names
 from prefix_jax.model.passes import How
-from prefix_jax.model.shape import Shape
+from prefix_jax.model.shape import HARMLESS, Shape
 
 
 class Family(NamedTuple):
@@ -44,12 +44,22 @@ RELEASED: dict[str, Shape] = {**gpt2_config.RELEASED, **llama_config.RELEASED}
 
 
 def shape_of(values: Mapping) -> Shape:
-    """From the contents of a `config.json`; one without a model_type is GPT-2's.
+    """From the contents of a `config.json`.
 
-    Raises InputError for a model of no family here, and for fields that a family does
-    not know how to honour.
+    One without a model_type is a GPT-2's, if it has that model's fields only. Raises
+    InputError for a model of no family here, and for fields that a family does not know
+    how to honour.
     """
     kind = values.get("model_type", "gpt2")
+    if "model_type" not in values:
+        others = values.keys() - gpt2_config.known_fields() - HARMLESS
+        others = {name for name in others if not name.startswith("_")}
+        if others or not values:
+            has = f", and {shown(min(others))} is no field of a GPT-2" if others else ""
+            raise InputError(
+                f"there is no model_type{has}; add the one that it is of: "
+                f"{', '.join(FAMILIES)}"
+            )
     if not isinstance(kind, str) or kind not in FAMILIES:
         hint = closest(kind, FAMILIES) if isinstance(kind, str) else ""
         raise InputError(

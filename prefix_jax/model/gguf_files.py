@@ -262,6 +262,14 @@ def _theirs(name: str) -> str | None:
     return None
 
 
+def is_gguf(path: Path) -> bool:
+    """Whether a file is one, by its name or by how it begins."""
+    if path.suffix.lower() == SUFFIX:
+        return True
+    with path.open("rb") as file:
+        return file.read(4) == b"GGUF"
+
+
 def name_in_gguf(theirs: str) -> str:
     """What the tensor that Hugging Face calls so is called in a file."""
     *before, kind = theirs.split(".")

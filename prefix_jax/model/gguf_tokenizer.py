@@ -92,6 +92,11 @@ def _tokenizer(path: Path) -> PreTrainedTokenizerFast:
         raise InputError(
             f"tokenizer.ggml.model is {shown(kind)}; expected {' or '.join(kinds)}"
         )
+    if given.get("eos_token_id") is None:
+        raise InputError(
+            "it has no tokenizer.ggml.eos_token_id, the token that ends a text; mend "
+            "the file's metadata"
+        )
     backend = kinds[kind](tokens, given)
     for number, special in ((_CONTROL, True), (_USER_DEFINED, False)):
         found = [x for x, own in zip(tokens, types, strict=True) if own == number]

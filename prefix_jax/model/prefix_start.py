@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 from transformers import PreTrainedTokenizerBase
 
-from prefix_jax.errors import InputError
+from prefix_jax.errors import InputError, shown
 from prefix_jax.model.backbone import Backbone
 from prefix_jax.model.kv import KV
 from prefix_jax.model.loading import leading_blank
@@ -62,11 +62,12 @@ def start_tokens(
     init: str,
     tokenizer: PreTrainedTokenizerBase | None,
     examples: Sequence[Sequence[int] | Int[np.ndarray, "_"]],
+    vocab_size: int,
 ) -> list[int] | None:
     """Token ids whose activations the prefix starts from, or None.
 
     They repeat up to `config.longest`. Raises InputError if what `init` reads was not
-    given.
+    given, or is not of the backbone's `vocab_size` tokens.
     """
     length = config.longest
     if init in ("words", "labels"):
@@ -84,6 +85,12 @@ def start_tokens(
             ]
             tokens = _ends(names, length)
     elif init == "examples":
+        for number, example in enumerate(examples):
+            if not np.issubdtype(np.asarray(example).dtype, np.integer):
+                raise InputError(
+                    f"examples[{number}] is {shown(example)}; expected token ids of a "
+                    "row, source and target, as encode_examples or a tokenizer gives"
+                )
         tokens = _ends(examples, length)
         if not tokens:
             raise InputError(
@@ -92,6 +99,11 @@ def start_tokens(
             )
     else:
         return None
+    if tokens and not 0 <= min(tokens) <= max(tokens) < vocab_size:
+        raise InputError(
+            f"the prefix would start from token {max(tokens, key=abs)}, but the "
+            f"backbone's are 0 to {vocab_size - 1}; use its own tokenizer"
+        )
     if length is None:
         return tokens
     repeats = -(-length // len(tokens))

@@ -19,7 +19,13 @@ HARMLESS = frozenset(
             "use_cache",
             "use_bfloat16",
         ),
-        *("torchscript", "tf_legacy_loss", "attn_implementation", "tokenizer_class"),
+        *(
+            "torchscript",
+            "tf_legacy_loss",
+            "attn_implementation",
+            "tokenizer_class",
+            "tokenizer_file",
+        ),
         *("pad_token_id", "unk_token_id", "sep_token_id", "cls_token_id"),
         *("attention_dropout", "hidden_dropout", "embd_dropout"),
         *("attn_pdrop", "embd_pdrop", "resid_pdrop", "gradient_checkpointing"),
@@ -127,9 +133,6 @@ def check_known(kind: str, values: Mapping, known: Collection[str]) -> None:
         raise InputError(
             "is_causal is False; expected a model whose tokens see none after them"
         )
-    unsaid = (
-        "" if "model_type" in values else ", which it is read as without model_type"
-    )
     for name in values.keys() - known - HARMLESS - {"is_causal"}:
         value = values[name]
         # A zero could be a scale; what is empty or False asks for nothing.
@@ -137,8 +140,7 @@ def check_known(kind: str, values: Mapping, known: Collection[str]) -> None:
         if not says_nothing and not name.startswith("_"):
             raise InputError(
                 f"{shown(name)} is {shown(value)}, which may change what a {kind} "
-                f"computes and is not known here{unsaid}; take it out of the file if "
-                "it does not"
+                "computes and is not known here; take it out of the file if it does not"
             )
 
 

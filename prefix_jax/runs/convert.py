@@ -7,13 +7,13 @@ from prefix_jax.config import Dtype
 from prefix_jax.data_config import Task
 from prefix_jax.errors import InputError
 from prefix_jax.model.backbone import Backbone
-from prefix_jax.model.loading import load_backbone, load_tokenizer
+from prefix_jax.model.loading import OWN_NAMES, load_backbone, load_tokenizer
 from prefix_jax.model.tensor_files import open_tensors, read_json
 from prefix_jax.model.weights import fingerprint, save_backbone
 from prefix_jax.runs.prefixes import KEPT, prefix_folder
 from prefix_jax.storage.artifact import save_prefix
 from prefix_jax.storage.card import is_hub_name
-from prefix_jax.storage.exporting import BUNDLED, check_exportable, export_prefix
+from prefix_jax.storage.exporting import check_exportable, export_prefix
 from prefix_jax.storage.files import replaced
 from prefix_jax.storage.importing import STEMS, find_prefix
 from prefix_jax.storage.metadata import (
@@ -96,6 +96,11 @@ def import_(
         ) from error
     found = find_prefix(source, model)
     digest = fingerprint(model)
+    notes = (
+        *found.notes,
+        "how a prompt begins and ends is not stored with it: `generate` takes yours as "
+        "they are, so give them as they were in training",
+    )
     save_prefix(
         out,
         found.prefix,
@@ -105,9 +110,7 @@ def import_(
         base_model_name=name,
         backbone_fingerprint=digest,
     )
-    return Imported(
-        found.kind, found.length, found.numbers, name, digest, out, found.notes
-    )
+    return Imported(found.kind, found.length, found.numbers, name, digest, out, notes)
 
 
 def export(
@@ -122,8 +125,8 @@ def export(
 
     adapter_config.json names `base_model`; else the folder `with_backbone`, in which
     the backbone is written as transformers reads it; else the backbone by the name it
-    was trained with, unless that is the bundled one's, which nobody else knows, or a
-    folder that is no longer there.
+    was trained with, unless that is one of this library's own, such as `tiny`, which
+    nobody else knows, or a folder that is no longer there.
     Raises InputError for what PEFT cannot represent, for another backbone, and for
     folders with other things.
     """
@@ -199,7 +202,7 @@ def _check_out(out: Path, overwrite: bool) -> None:
 def _is_findable(name: str) -> bool:
     """Whether PEFT would find a backbone by the name it was trained with."""
     there = is_hub_name(name) or Path(name).expanduser().is_dir()
-    return there and name != BUNDLED
+    return there and name not in OWN_NAMES
 
 
 def _named_in(source: Path) -> str:
@@ -207,6 +210,11 @@ def _named_in(source: Path) -> str:
     path = source / PEFT_CONFIG
     name = read_json(path).get("base_model_name_or_path") if path.is_file() else None
     if not isinstance(name, str) or not name:
+        if not path.is_file() and (source / "config.json").is_file():
+            raise InputError(
+                f"{source} holds a whole model, or a run, and no adapter (no "
+                f"{PEFT_CONFIG}); give the adapter's folder"
+            )
         open_tensors(source, STEMS)  # what holds none needs no backbone to be refused
         raise InputError(
             f"{source} does not say which backbone it was trained with (no "

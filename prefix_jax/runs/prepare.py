@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import grain
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float
@@ -23,7 +24,13 @@ from prefix_jax.data.tasks import (
     load_documents,
     load_examples,
 )
-from prefix_jax.data.tokens import Row, encode_examples, end_token, text_room
+from prefix_jax.data.tokens import (
+    Row,
+    check_vocabulary,
+    encode_examples,
+    end_token,
+    text_room,
+)
 from prefix_jax.data_config import DataConfig, Split
 from prefix_jax.distributed import check_alike
 from prefix_jax.errors import InputError
@@ -122,6 +129,7 @@ class Setup:
     def _encoded(self, examples: Sequence[Example]) -> Rows:
         config = self.config
         encoded = encode_examples(examples, self.tokenizer, config.data)
+        self._check_vocabulary(encoded.rows)
         buckets = config.data.buckets or choose_buckets(
             [len(row.tokens) for row in encoded.rows],
             batch_size=config.train.batch_size,
@@ -137,8 +145,13 @@ class Setup:
             load_documents(config, split), self.tokenizer, config.max_length
         )
         rows = limit_examples(packed_rows(tokens), size, seed=seed)[:limit]
+        self._check_vocabulary(rows)
         report = f"{len(rows):,} packed rows of {config.max_length} tokens"
         return Rows(rows, (), report, (config.max_length,))
+
+    def _check_vocabulary(self, rows: Sequence[Row]) -> None:
+        size, name = self.backbone.config.vocab_size, self.config.backbone.name
+        check_vocabulary(rows, self.tokenizer, size, name)
 
     def bins(self, rows: Rows) -> Bins | None:
         """How rows are packed, if that is asked for."""
@@ -181,6 +194,9 @@ class Setup:
             )
             params["prefix"] = prefix
         kv = folded(params)
+        if kv is not None:
+            after = jnp.ones((1, 1), bool) if kv.placement == "infix" else None
+            kv.check_fit(self.backbone.config, 1, after)
         text_room(
             config.data.max_length,
             positions=self.backbone.config.n_positions,

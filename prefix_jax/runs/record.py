@@ -188,6 +188,11 @@ def _check_same(old: dict, new: dict, workdir: Path) -> None:
                 differences.append(f"{section}.{field}: {before!r} there, {now!r} now")
     for name, now in new["fingerprints"].items():
         before = old.get("fingerprints", {}).get(name)
+        if before != now and name == "backbone":
+            names = (x["config"].get("backbone", {}).get("name") for x in (old, new))
+            before, now = (
+                f"{x} ({own})" for x, own in zip(names, (before, now), strict=True)
+            )
         if before != now:
             differences.append(f"the {name}: {before!r} there, {now!r} now")
     if differences:

@@ -51,7 +51,8 @@ def slice_devices(topology: str) -> Sequence:
         )
     except Exception as error:  # jax has no type of its own for either
         text = str(error)
-        if "libtpu" in text.lower() or "unknown backend" in text.lower():
+        absent = "libtpu", "unknown backend", "tpu support not installed"
+        if any(words in text.lower() for words in absent):
             raise InputError(
                 "the compiler for TPUs is not here: pip install 'prefix_jax[tpu]' "
                 f"({first_line(error)})"

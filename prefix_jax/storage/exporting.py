@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 from prefix_jax.errors import InputError
-from prefix_jax.model.loading import load_backbone
+from prefix_jax.model.loading import OWN_NAMES, load_backbone
 from prefix_jax.storage.artifact import other_backbone, read_stored
 from prefix_jax.storage.card import card, is_hub_name
 from prefix_jax.storage.files import replaced, write_json, write_text
@@ -20,9 +20,6 @@ from prefix_jax.storage.metadata import (
     read_shape,
 )
 from prefix_jax.storage.peft_layout import adapter_config
-
-BUNDLED = "tiny"
-"""The backbone that is part of this package: only here can it be found by name."""
 
 
 def check_exportable(folder: Path) -> Metadata:
@@ -59,8 +56,8 @@ def export_prefix(
     card and our own metadata call the model: a name on the hub, which is not checked,
     or a folder, which must hold the prefix's own backbone and is written as a whole
     path. None: PEFT is told no name, and who loads it has to give PEFT the model. (The
-    bundled backbone keeps its name in our metadata.) Returns what the exported prefix
-    says of itself.
+    library's own names, such as `tiny`, stay in our metadata.) Returns what the
+    exported prefix says of itself.
     Raises InputError as `check_exportable`, for a `base_model` that is neither or holds
     another backbone, and if `out` holds other things.
     """
@@ -74,7 +71,7 @@ def export_prefix(
     check_replaceable(out)
     if base_model is not None:
         base_model = _base_model(base_model, folder, metadata)
-        if metadata.backbone_name != BUNDLED:
+        if metadata.backbone_name not in OWN_NAMES:
             metadata = _renamed(metadata, base_model)
     size = (folder / PEFT_TENSORS).stat().st_size
     with replaced(out) as fresh:
@@ -89,14 +86,14 @@ def export_prefix(
 def _base_model(name: str, folder: Path, metadata: Metadata) -> str:
     """What PEFT is to call the backbone; InputError where that cannot be it."""
     place = Path(name).expanduser().resolve()
-    if name != BUNDLED and place.is_dir():
+    if name not in OWN_NAMES and place.is_dir():
         if why := other_backbone(folder, metadata, load_backbone(place)):
             raise InputError(
                 f"the base model in {name} is not the backbone that the prefix in "
                 f"{folder} was trained with: {why}; give the folder of that one"
             )
         return str(place)
-    if name == BUNDLED or not is_hub_name(name):
+    if name in OWN_NAMES or not is_hub_name(name):
         raise InputError(
             f"base model {name} is neither a name on the Hugging Face hub, such as "
             "openai-community/gpt2-medium, nor a folder"
