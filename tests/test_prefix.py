@@ -140,7 +140,7 @@ def test_unshifted_text_counts_from_zero(backbone):
         ({"length": 64}, "of length 64 leaves no room for text in the .* 64 positions"),
         ({"init": "examples"}, "pass init_prefix"),
         ({"tokens": [[5, 300]], "init": "examples"}, "token 300, .* 0 to 299"),
-        ({"tokens": [[5, -1]], "init": "examples", "length": 2}, "0 to 299"),
+        ({"tokens": [[5, -1]], "init": "examples", "length": 2}, "token -1, "),
         ({"init": "words", "words": "mill"}, "tokenizer="),
         ({"kind": "mlp", "hidden": 4, "init": "zeros"}, "raise prefix.hidden"),
     ],

@@ -10,45 +10,16 @@ import optax
 import pytest
 from families import each_family
 from rounding import STEPS, SUM
+from stepping import KEY, OPTIMIZER, ROWS, TOKENS, make_batch, start
 
-from prefix_jax.config import MeshConfig, OptimConfig, TrainConfig
+from prefix_jax.config import MeshConfig, TrainConfig
 from prefix_jax.data.bins import pack
 from prefix_jax.data.tokens import Row
 from prefix_jax.errors import InputError
 from prefix_jax.learning.loss import divisor, loss_sums
-from prefix_jax.learning.optim import make_optimizer
-from prefix_jax.learning.split import count, merge, split
-from prefix_jax.learning.step import init_train_state, make_eval_step, make_train_step
-from prefix_jax.mesh import layout, make_mesh
-from prefix_jax.model.prefix import init_prefix
-from prefix_jax.prefix_config import PrefixConfig
-
-ROWS, TOKENS = 8, 12
-OPTIMIZER = make_optimizer(OptimConfig(learning_rate=1e-2), 20)
-
-
-def make_batch(seed=0, rows=ROWS):
-    random = np.random.default_rng(seed)
-    lengths = random.integers(4, TOKENS + 1, rows)
-    mask = np.arange(TOKENS) < lengths[:, None]
-    return {
-        "tokens": random.integers(0, 300, (rows, TOKENS)).astype(np.int32),
-        "mask": mask,
-        "loss_mask": mask & (np.arange(TOKENS) >= lengths[:, None] // 2),
-    }
-
-
-KEY = jax.random.key(2)
-
-
-def start(backbone, method="prefix", **prefix):
-    params = {"backbone": backbone}
-    if method == "prefix":
-        config = PrefixConfig(init="random", length=5, **prefix)
-        # One of whose gradients none is nearly 0: Adam would divide its rounding by it.
-        params["prefix"] = init_prefix(backbone, config, key=jax.random.key(0))
-    trainable, frozen = split(params, method)
-    return init_train_state(trainable, OPTIMIZER, KEY), frozen
+from prefix_jax.learning.split import count, merge
+from prefix_jax.learning.step import make_eval_step, make_train_step
+from prefix_jax.mesh import make_mesh
 
 
 def run(
@@ -208,7 +179,6 @@ def test_loss_is_that_of_the_target_tokens_only(backbone):
 
 
 def test_label_smoothing_against_optax(backbone):
-    import optax
 
     batch = jax.tree.map(jnp.asarray, make_batch())
     logits = jax.jit(backbone.__call__)(batch["tokens"])[:, :-1]
@@ -317,57 +287,3 @@ def test_collectives_are_no_larger_than_the_prefix(backbone, eight, dtype, norma
     assert reduced, "a data-parallel step must reduce its gradient"
     assert max(size for _, size in reduced) <= largest
     assert {kind for kind, size in reduced if size > 1} == {"f32"}
-
-
-PARTED = [{"fsdp": 4}, {"data": 1, "tensor": 4}, {"data": 2, "fsdp": 2, "tensor": 2}]
-
-
-@each_family
-@pytest.mark.parametrize("axes", PARTED, ids=str)
-@pytest.mark.parametrize("method", ["prefix", "full"])
-def test_a_parted_backbone_equals_a_whole_one(backbone, method, axes):
-    """Law 7: the same losses and the same parameters, which stay where they lay.
-
-    Adam would make steps of the rounding in the keys' biases, whose gradient is 0.
-    """
-    optimizer = optax.sgd(0.1, momentum=0.9)
-    train = TrainConfig(batch_size=ROWS)
-    mesh = make_mesh(MeshConfig(**axes))
-    trained = []
-    for place in (None, mesh):
-        state, frozen = start(backbone, method)
-        state = init_train_state(state.trainable, optimizer, KEY)
-        if place is not None:
-            both = state, frozen
-            state, frozen = jax.device_put(both, layout(both, place))
-        where = jax.tree.map(lambda x: x.sharding, state)
-        step = make_train_step(optimizer, train, place)
-        losses = []
-        for number in range(4):
-            state, metrics = step(state, frozen, make_batch(number))
-            losses.append(float(metrics["loss"]))
-        for leaf, before in zip(
-            jax.tree.leaves(state), jax.tree.leaves(where), strict=True
-        ):
-            assert leaf.sharding.is_equivalent_to(before, leaf.ndim)
-        trained.append((losses, state.trainable))
-    (one, whole), (other, parted) = trained
-    np.testing.assert_allclose(one, other, **SUM)
-    chex.assert_trees_all_close(whole, parted, **STEPS)
-
-
-@each_family
-def test_layout_parts_the_backbone_only(backbone):
-    """Every matrix of the layers, whatever it is called; a device holds its part."""
-    mesh = make_mesh(MeshConfig(data=1, fsdp=2, tensor=2))
-    state, frozen = start(backbone)
-    blocks, where = frozen["backbone"].blocks, layout(frozen, mesh)["backbone"].blocks
-    matrices = 0
-    for (path, leaf), place in zip(
-        jax.tree_util.tree_leaves_with_path(blocks), jax.tree.leaves(where), strict=True
-    ):
-        if "kernel" in jax.tree_util.keystr(path):
-            matrices += 1
-            assert np.prod(place.shard_shape(leaf.shape)) == leaf.size / 4
-    assert matrices >= 4
-    assert all(x.is_fully_replicated for x in jax.tree.leaves(layout(state, mesh)))

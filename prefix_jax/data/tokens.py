@@ -95,6 +95,14 @@ def check_vocabulary(
             )
 
 
+def check_several(name: str, texts: Sequence) -> None:
+    """InputError for one text, whose letters would be taken for texts."""
+    if isinstance(texts, str):
+        raise InputError(
+            f"{name} is one text, {texts!r}; give a list of them, [{texts!r}]"
+        )
+
+
 def text_room(
     max_length: int, *, positions: int, prefix_length: int, backbone: str
 ) -> int:
@@ -225,10 +233,7 @@ def encode_prompts(
     (None: the tokenizer's bos, a token that no text can name). Prompts are never cut;
     `truncate_prompts` does that. Raises InputError as `separator_token`.
     """
-    if isinstance(sources, str):
-        raise InputError(
-            f"sources is one text, {sources!r}; give a list of them, [{sources!r}]"
-        )
+    check_several("sources", sources)
     token = np.int32(separator_token(tokenizer, separator))
     encoded = _encode_distinct(sources, tokenizer)
     return [np.append(encoded[source], token) for source in sources]

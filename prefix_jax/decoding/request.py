@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from prefix_jax.checks import Seed, check
 from prefix_jax.config import DecodeConfig
-from prefix_jax.data.tokens import encode_texts
+from prefix_jax.data.tokens import check_several, encode_texts
 from prefix_jax.decoding.beam import beam_search
 from prefix_jax.decoding.context import unrolled
 from prefix_jax.decoding.rules import Rules
@@ -182,10 +182,7 @@ class Request:
 
 
 def _encode(prompts, tokenizer, vocabulary) -> list[list[int]]:
-    if isinstance(prompts, str):
-        raise InputError(
-            f"prompts is one text, {prompts!r}; give a list of them, [{prompts!r}]"
-        )
+    check_several("prompts", prompts)
     texts = [prompt for prompt in prompts if isinstance(prompt, str)]
     encoded = iter(encode_texts(texts, tokenizer))
     found = []

@@ -15,7 +15,7 @@ from prefix_jax.model.llama import Llama
 from prefix_jax.model.llama_config import LlamaConfig
 from prefix_jax.model.naming import Names
 from prefix_jax.model.passes import How
-from prefix_jax.model.shape import HARMLESS, Shape
+from prefix_jax.model.shape import Shape, unknown_fields
 
 
 class Family(NamedTuple):
@@ -52,10 +52,9 @@ def shape_of(values: Mapping) -> Shape:
     """
     kind = values.get("model_type", "gpt2")
     if "model_type" not in values:
-        others = values.keys() - gpt2_config.known_fields() - HARMLESS
-        others = {name for name in others if not name.startswith("_")}
+        others = unknown_fields(values, gpt2_config.known_fields())
         if others or not values:
-            has = f", and {shown(min(others))} is no field of a GPT-2" if others else ""
+            has = f", and {shown(others[0])} is no field of a GPT-2" if others else ""
             raise InputError(
                 f"there is no model_type{has}; add the one that it is of: "
                 f"{', '.join(FAMILIES)}"

@@ -135,7 +135,7 @@ def _config(path: Path, header: Header) -> dict[str, object]:
     for key in _NEEDED:
         if key not in own:
             raise InputError(f"it does not say {kind}.{key}")
-    # No converter writes one for these architectures, and llama.cpp reads none.
+    # A file has no word for which layers have it, and other readers pass over it.
     if window := own.get("attention.sliding_window"):
         raise InputError(
             f"{kind}.attention.sliding_window is {shown(window)}, but it does not say "

@@ -99,11 +99,12 @@ def start_tokens(
             )
     else:
         return None
-    if tokens and not 0 <= min(tokens) <= max(tokens) < vocab_size:
-        raise InputError(
-            f"the prefix would start from token {max(tokens, key=abs)}, but the "
-            f"backbone's are 0 to {vocab_size - 1}; use its own tokenizer"
-        )
+    for token in tokens:
+        if not 0 <= token < vocab_size:
+            raise InputError(
+                f"the prefix would start from token {token}, but the backbone's are 0 "
+                f"to {vocab_size - 1}; use its own tokenizer"
+            )
     if length is None:
         return tokens
     repeats = -(-length // len(tokens))

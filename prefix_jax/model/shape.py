@@ -13,34 +13,25 @@ Layers = Annotated[int, Bounds(least=1, most=10_000)]
 HARMLESS = frozenset(
     (
         *("model_type", "architectures", "auto_map", "dtype", "torch_dtype"),
-        *(
-            "transformers_version",
-            "transformers.js_config",
-            "use_cache",
-            "use_bfloat16",
-        ),
-        *(
-            "torchscript",
-            "tf_legacy_loss",
-            "attn_implementation",
-            "tokenizer_class",
-            "tokenizer_file",
-        ),
-        *("pad_token_id", "unk_token_id", "sep_token_id", "cls_token_id"),
-        *("attention_dropout", "hidden_dropout", "embd_dropout"),
-        *("attn_pdrop", "embd_pdrop", "resid_pdrop", "gradient_checkpointing"),
-        *("unsloth_version", "unsloth_fixed", "is_llama_config", "finetuning_task"),
-        *("return_dict", "output_attentions", "output_hidden_states", "output_past"),
-        *("id2label", "label2id", "problem_type", "task_specific_params", "prefix"),
-        *("is_decoder", "is_encoder_decoder", "tie_encoder_decoder"),
-        *("decoder_start_token_id", "chunk_size_feed_forward", "pruned_heads"),
+        *("transformers_version", "transformers.js_config", "use_cache"),
+        *("use_bfloat16", "torchscript", "tf_legacy_loss", "attn_implementation"),
+        *("tokenizer_class", "tokenizer_file", "pad_token_id", "unk_token_id"),
+        *("sep_token_id", "cls_token_id", "attention_dropout", "hidden_dropout"),
+        *("embd_dropout", "attn_pdrop", "embd_pdrop", "resid_pdrop"),
+        *("gradient_checkpointing", "unsloth_version", "unsloth_fixed"),
+        *("is_llama_config", "finetuning_task", "return_dict", "output_attentions"),
+        *("output_hidden_states", "output_past", "id2label", "label2id"),
+        *("problem_type", "task_specific_params", "prefix", "is_decoder"),
+        *("is_encoder_decoder", "tie_encoder_decoder", "decoder_start_token_id"),
+        *("chunk_size_feed_forward", "pruned_heads"),
         # How texts were generated, of files that older releases wrote.
-        *("do_sample", "early_stopping", "temperature", "top_k", "top_p", "typical_p"),
-        *("num_beams", "num_beam_groups", "diversity_penalty", "num_return_sequences"),
-        *("min_length", "max_length", "length_penalty", "repetition_penalty"),
-        *("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "bad_words_ids"),
-        *("forced_bos_token_id", "forced_eos_token_id", "remove_invalid_values"),
-        *("suppress_tokens", "begin_suppress_tokens", "output_scores"),
+        *("do_sample", "early_stopping", "temperature", "top_k", "top_p"),
+        *("typical_p", "num_beams", "num_beam_groups", "diversity_penalty"),
+        *("num_return_sequences", "min_length", "max_length", "length_penalty"),
+        *("repetition_penalty", "no_repeat_ngram_size"),
+        *("encoder_no_repeat_ngram_size", "bad_words_ids", "forced_bos_token_id"),
+        *("forced_eos_token_id", "remove_invalid_values", "suppress_tokens"),
+        *("begin_suppress_tokens", "output_scores"),
         *("exponential_decay_length_penalty", "return_dict_in_generate"),
     )
 )
@@ -124,24 +115,29 @@ class Shape(abc.ABC):
             )
 
 
-def check_known(kind: str, values: Mapping, known: Collection[str]) -> None:
-    """InputError for what a `config.json` says of a model that is not honoured.
+def unknown_fields(values: Mapping, known: Collection[str]) -> list[str]:
+    """What a `config.json` says of a model besides `known` and `HARMLESS` fields."""
+    return [
+        name
+        for name in sorted(values.keys() - known - HARMLESS - {"is_causal"})
+        # A zero could be a scale; what is empty or False asks for nothing.
+        if not (values[name] is None or values[name] is False)
+        and values[name] not in ("", [], {})
+        and not name.startswith("_")
+    ]
 
-    `known` are the fields that are, besides `HARMLESS` ones.
-    """
+
+def check_known(kind: str, values: Mapping, known: Collection[str]) -> None:
+    """InputError for what a `config.json` says of a model that is not honoured."""
     if values.get("is_causal", True) is False:
         raise InputError(
             "is_causal is False; expected a model whose tokens see none after them"
         )
-    for name in values.keys() - known - HARMLESS - {"is_causal"}:
-        value = values[name]
-        # A zero could be a scale; what is empty or False asks for nothing.
-        says_nothing = value is None or value is False or value in ("", [], {})
-        if not says_nothing and not name.startswith("_"):
-            raise InputError(
-                f"{shown(name)} is {shown(value)}, which may change what a {kind} "
-                "computes and is not known here; take it out of the file if it does not"
-            )
+    for name in unknown_fields(values, known):
+        raise InputError(
+            f"{shown(name)} is {shown(values[name])}, which may change what a {kind} "
+            "computes and is not known here; take it out of the file if it does not"
+        )
 
 
 def ends_of(values: Mapping) -> dict[str, Any]:

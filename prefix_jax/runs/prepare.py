@@ -118,18 +118,24 @@ class Setup:
         asked = *whole, train.batch_size, size, size and seed, limit
         if asked not in self._rows:
             if data.task == "language_modelling":
-                self._rows[asked] = self._packed(split, size, seed, limit)
+                rows = self._packed(split, size, seed, limit)
             else:
                 if whole not in self._examples:
                     self._examples[whole] = load_examples(data, split, prefixes)
                 examples = limit_examples(self._examples[whole], size, seed=seed)
-                self._rows[asked] = self._encoded(first_of_each(examples, limit))
+                rows = self._encoded(first_of_each(examples, limit))
+            check_vocabulary(
+                rows.rows,
+                self.tokenizer,
+                self.backbone.config.vocab_size,
+                self.config.backbone.name,
+            )
+            self._rows[asked] = rows
         return self._rows[asked]
 
     def _encoded(self, examples: Sequence[Example]) -> Rows:
         config = self.config
         encoded = encode_examples(examples, self.tokenizer, config.data)
-        self._check_vocabulary(encoded.rows)
         buckets = config.data.buckets or choose_buckets(
             [len(row.tokens) for row in encoded.rows],
             batch_size=config.train.batch_size,
@@ -145,13 +151,8 @@ class Setup:
             load_documents(config, split), self.tokenizer, config.max_length
         )
         rows = limit_examples(packed_rows(tokens), size, seed=seed)[:limit]
-        self._check_vocabulary(rows)
         report = f"{len(rows):,} packed rows of {config.max_length} tokens"
         return Rows(rows, (), report, (config.max_length,))
-
-    def _check_vocabulary(self, rows: Sequence[Row]) -> None:
-        size, name = self.backbone.config.vocab_size, self.config.backbone.name
-        check_vocabulary(rows, self.tokenizer, size, name)
 
     def bins(self, rows: Rows) -> Bins | None:
         """How rows are packed, if that is asked for."""
