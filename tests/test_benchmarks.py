@@ -315,11 +315,13 @@ def test_the_table_of_parity(tmp_path, monkeypatch):
 def test_damage_is_found_or_harmless(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     out = tmp_path / "damage.json"
-    importlib.import_module("damage").main(["--times", "8", "--out", str(out)])
+    # Half of the files can be damaged and nothing is lost; which are hit is chance,
+    # their names being random: of 16 some matter, but for once in 60,000 runs.
+    importlib.import_module("damage").main(["--times", "16", "--out", str(out)])
     report = json.loads(out.read_text())
     assert report["wrong"] == []
     for kind in ("flipped bit", "cut short"):
-        assert sum(report[kind].values()) == 8 and report[kind]["detected"] > 0
+        assert sum(report[kind].values()) == 16 and report[kind]["detected"] > 0
 
 
 @pytest.mark.slow
