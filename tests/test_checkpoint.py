@@ -4,6 +4,7 @@ import dataclasses
 import importlib.metadata
 import json
 import resource
+import shutil
 from pathlib import Path
 
 import jax
@@ -114,6 +115,17 @@ def test_the_backbone_is_stored_where_it_is_trained(tmp_path, backbone):
         blank = jax.tree.map(jnp.zeros_like, trainable)
         like = init_train_state(blank, optax.sgd(0.1), jax.random.key(1))
         assert same(checkpoints.restore(like).state, state)
+
+
+def test_what_was_left_half_written_is_gone_when_the_folder_is_open(saved):
+    home = saved / "checkpoints"
+    whole = {path.name for path in home.iterdir()}
+    latest = max(map(int, whole))
+    shutil.copytree(home / str(latest), home / f"{latest + 1}.orbax-checkpoint-tmp")
+    (home / str(latest + 2)).mkdir()
+    with opened(saved) as checkpoints:
+        assert {path.name for path in home.iterdir()} == whole
+        assert checkpoints.latest_step == latest
 
 
 def test_the_last_ones_are_kept(tmp_path, backbone, step):

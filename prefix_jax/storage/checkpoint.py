@@ -86,16 +86,12 @@ class Checkpoints:
         self._fingerprint = backbone_fingerprint
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            if is_first() and isinstance(self.folder, Path):
+                _tidy(self.folder)
         except OSError as error:
             raise InputError(
                 f"cannot keep checkpoints in {workdir}: {error}"
             ) from error
-        if is_first() and isinstance(self.folder, Path):
-            # Orbax would take an empty step folder for the latest checkpoint. (In a
-            # bucket there are none.)
-            for folder in filter(is_step, self.folder.iterdir()):
-                if not any(folder.iterdir()):
-                    folder.rmdir()
         sync_global_devices("checkpoints")
         self._fresh: int | None = None
         self._manager = ocp.CheckpointManager(
@@ -103,7 +99,9 @@ class Checkpoints:
             item_names=_ITEMS,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=ocp.checkpoint_managers.LatestN(keep),
-                cleanup_tmp_directories=True,
+                # On a disk `_tidy` has done it: Orbax's own goes on in the background
+                # after `close`, and fails where it meets that of the next manager.
+                cleanup_tmp_directories=not isinstance(self.folder, Path),
                 # In the background its failure would hold up the process for 5 minutes.
                 async_options=ocp.options.AsyncOptions(
                     create_directories_asynchronously=False
@@ -327,6 +325,15 @@ def _read(what: str) -> Iterator[None]:
         # TensorStore's details are a function, not a text.
         said = first_line(error).partition(" See full TensorStore")[0][:200]
         raise _DamagedError(f"is damaged ({what} cannot be read: {said})") from error
+
+
+def _tidy(folder: Path) -> None:
+    """Removes what a killed process left half-written on this machine's disk."""
+    for one in filter(Path.is_dir, folder.iterdir()):
+        if ocp.utils.TMP_DIR_SUFFIX in one.name:
+            rmtree(one)
+        elif is_step(one) and not any(one.iterdir()):
+            one.rmdir()  # Orbax would take it for the latest checkpoint
 
 
 def _to_disk(folder: Folder) -> None:
