@@ -14,18 +14,22 @@ LEARNING_RATE = 1e-3
 
 
 def rows_of(options) -> list[Row]:
-    """E2E's training examples, or texts of `length` random tokens, all with loss."""
+    """Some of E2E's training examples, or of random texts, which carry loss throughout.
+
+    So many as `examples`, drawn at random; random texts have `length` tokens.
+    """
+    rng = np.random.default_rng(0)
     if options.length:
-        vocabulary, shape = (
-            backbone_config(options.shape).vocab_size,
-            (256, options.length),
-        )
-        draw = np.random.default_rng(0).integers(0, vocabulary, shape)
+        vocabulary = backbone_config(options.shape).vocab_size
+        draw = rng.integers(0, vocabulary, (options.examples, options.length))
         loss_mask = np.arange(options.length) > 0
         return [Row(tokens.astype(np.int32), loss_mask) for tokens in draw]
     config = pj.DataConfig(source="e2e", path=str(options.e2e))
     tokenizer = pj.load_tokenizer(options.tokenizer)
-    return list(encode_examples(load_examples(config, "train"), tokenizer, config).rows)
+    rows = encode_examples(load_examples(config, "train"), tokenizer, config).rows
+    if options.examples > len(rows):
+        raise pj.InputError(f"--examples {options.examples}: there are {len(rows)}")
+    return [rows[i] for i in rng.choice(len(rows), options.examples, replace=False)]
 
 
 def packed(

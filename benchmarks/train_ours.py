@@ -1,4 +1,4 @@
-"""Our training step, as a function that gives one of steps (see train_torch.py)."""
+"""Our training step, as a function that gives one that trains (see train_torch.py)."""
 
 import time
 from collections.abc import Callable
@@ -27,10 +27,10 @@ def ours(rows: list[Row], options) -> Callable[[int], int]:
     step = pj.make_train_step(optimizer)
     batches = packed(rows, options.pack, options.batch_size)
 
-    def run(steps: int) -> int:
+    def run(wanted: int) -> int:
         nonlocal state
         examples, metrics = 0, None
-        for _ in range(steps):
+        while examples < wanted:
             started = time.perf_counter()
             batch = next(batches)
             INPUT_SECONDS.append(time.perf_counter() - started)

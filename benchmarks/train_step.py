@@ -1,7 +1,8 @@
 """How fast is prefix-tuning, beside PEFT and beside the best PyTorch that we can write?
 
-E2E's training examples through a GPT-2 of random weights, a flat prefix, AdamW. Each
-side is a process of its own, and they take turns, the others waiting:
+Some of E2E's training examples through a GPT-2 of random weights, a flat prefix, AdamW.
+Each side is a process of its own, and they take turns, the others waiting; in a round
+each trains on all of the examples once:
 
     ours       `make_train_step` on packed rows
     peft       PEFT as its users run it: batches padded to their longest row, eager
@@ -52,7 +53,7 @@ SIDES = ("ours", "peft", "peft_kept", "torch", "torch_compiled", "torch_flex")
 
 
 def work(name: str, rows: list[Row], options, cache: str, pipe: Connection) -> None:
-    """A side's process: takes numbers of steps, sends the examples that they had.
+    """A side's process: takes numbers of examples, sends how many it has trained on.
 
     First it sends the seconds of its first step; for None, the last, its peak memory.
     """
@@ -75,8 +76,8 @@ def work(name: str, rows: list[Row], options, cache: str, pipe: Connection) -> N
     started = time.perf_counter()
     step(1)
     pipe.send(time.perf_counter() - started)
-    while (steps := pipe.recv()) is not None:
-        pipe.send(step(steps))
+    while (examples := pipe.recv()) is not None:
+        pipe.send(step(examples))
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     made = getattr(module, "INPUT_SECONDS", [])
     pipe.send((module.peak_bytes() or resident, statistics.median(made or [math.nan])))
@@ -107,9 +108,9 @@ class Side:
         print(f"{self.process.name}: first step {self.first:.1f} s", flush=True)
         return self
 
-    def run(self, steps: int) -> int:
-        """Examples in the next so many steps."""
-        self.pipe.send(steps)
+    def run(self, examples: int) -> int:
+        """Trains on the next so many examples; how many filled whole batches."""
+        self.pipe.send(examples)
         return self.pipe.recv()
 
     def end(self) -> tuple[int, float]:
@@ -125,12 +126,14 @@ class Side:
 
 def main() -> None:
     """The command line."""
-    parser = make_parser(str(__doc__), rounds=5)
+    parser = make_parser(str(__doc__), rounds=3)
     add_texts(parser)
     parser.add_argument("--batch-size", type=int, default=10, help="examples a step")
     parser.add_argument("--pack", type=int, default=256, help="tokens a packed row")
     parser.add_argument("--length", type=int, help="of random texts, in E2E's place")
-    parser.add_argument("--steps", type=int, default=3, help="of each side in a round")
+    parser.add_argument(
+        "--examples", type=int, default=240, help="the same for each side and round"
+    )
     parser.add_argument(
         "--together",
         action="store_true",
@@ -181,7 +184,7 @@ def main() -> None:
         sys.stdin.readline()
 
     def turn(name: str) -> None:
-        done[name].append(sides[name].run(options.steps))
+        done[name].append(sides[name].run(len(rows)))
 
     for side in sides.values():
         side.run(1)
@@ -210,7 +213,7 @@ def main() -> None:
         )
     waiting = {}
     if "ours" in sides:
-        step = statistics.median(took["ours"]) / options.steps
+        step = options.batch_size / median["ours"]
         made = ends["ours"][1]
         waiting = {"seconds_of_a_batch": made, "share_of_a_step": made / step}
         print(f"ours: a batch is made in {made / step:.2%} of a step, while one runs")

@@ -1,7 +1,7 @@
 """The training step on PyTorch, as PEFT's users have it and as well as we can write it.
 
 Each side is a function of the rows of text and the options that gives one which takes
-so many steps on the next batches, waits for the last, and returns the examples in them.
+steps until so many examples are done, waits for the last, and returns how many were.
 """
 
 import functools
@@ -144,10 +144,12 @@ def as_torch(rows: list[Row], options, side: str) -> Callable[[int], int]:
 
 
 def in_turn(run: Callable[[], int], model) -> Callable[[int], int]:
-    """So many steps, of which only the last is waited for."""
+    """Steps for so many examples, of which only the last is waited for."""
 
-    def steps(number: int) -> int:
-        examples = sum(run() for _ in range(number))
+    def steps(wanted: int) -> int:
+        examples = 0
+        while examples < wanted:
+            examples += run()
         if model.device.type == "cuda":
             torch.cuda.synchronize()
         return examples

@@ -149,7 +149,16 @@ def test_train_step_compares_its_sides(run, e2e, tmp_path, monkeypatch):
     pytest.importorskip("peft")
     monkeypatch.setattr(importlib.import_module("operations"), "SIZES", (64,))
     picture = tmp_path / "train_step.png"
-    few = ["--pack", "64", "--batch-size", "6", "--steps", "1", "--plot", str(picture)]
+    few = [
+        "--pack",
+        "64",
+        "--batch-size",
+        "6",
+        "--examples",
+        "6",
+        "--plot",
+        str(picture),
+    ]
     report = run("train_step", "--e2e", e2e, *few)
     rates = report["examples_per_second"]
     sides = {"ours", "peft", "peft_kept", "torch"}
@@ -167,7 +176,7 @@ def test_train_step_compares_its_sides(run, e2e, tmp_path, monkeypatch):
 def test_train_step_on_random_texts(run, monkeypatch):
     pytest.importorskip("peft")
     monkeypatch.setattr(importlib.import_module("operations"), "SIZES", (64,))
-    few = ["--length", "40", "--batch-size", "2", "--steps", "1"]
+    few = ["--length", "40", "--batch-size", "2", "--examples", "2"]
     report = run("train_step", *few, "--sides", "ours", "torch", "--together")
     for side in ("ours", "torch"):
         assert report["tokens_per_second"][side] == pytest.approx(
