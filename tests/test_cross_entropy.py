@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from prefix_jax.learning.cross_entropy import cross_entropy
+from prefix_jax.learning.cross_entropy import _chunked, cross_entropy
 
 B, T, D, V = 3, 40, 8, 50
 
@@ -31,7 +31,7 @@ def whole(hidden, head, labels, weights, smoothing):
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
-    """Five tokens of each row at a time."""
+    """15 of the 120 tokens at a time."""
     monkeypatch.setattr("prefix_jax.learning.cross_entropy.FULL_PRODUCT", 1)
 
 
@@ -84,8 +84,8 @@ def test_what_is_not_asked_for_is_not_made():
 
     assert sums_head(program(1))
     assert not sums_head(program(0))
-    assert f"tensor<{B}x5x{V}xf32>" in program(0)
-    assert f"tensor<{B}x{T}x{V}xf32>" not in program(0) + program(1)
+    assert f"tensor<1x15x{V}xf32>" in program(0)
+    assert f"tensor<1x{B * T}x{V}xf32>" not in program(0) + program(1)
 
 
 def test_only_the_sum_has_a_gradient():
@@ -116,6 +116,13 @@ def test_on_devices_that_each_have_some_rows():
     found = jax.value_and_grad(lambda x: sharded(x, *inputs[1:]))(inputs[0])
     np.testing.assert_allclose(found[0], expected[0], rtol=1e-6)
     np.testing.assert_allclose(found[1], expected[1], rtol=1e-5, atol=2e-5)
+
+
+def test_a_long_row_fills_chunks_of_its_own():
+    """And those of the others not with padding: 40 of 120 tokens are 3 chunks of 15."""
+    hidden, _, labels, _ = make(1.0)
+    weights = jnp.zeros((B, T)).at[1].set(1.0)
+    assert _chunked(hidden, labels, weights).number == 3
 
 
 @pytest.mark.parametrize("shape", [(2, 0), (0, 5)])

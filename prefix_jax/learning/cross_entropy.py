@@ -1,9 +1,9 @@
 """Cross-entropy of target tokens; the logits [B T V] never exist.
 
 A vocabulary is some hundred times as wide as a head: logits and their gradient are
-most of a small batch's memory. Here the target tokens of each row are moved to its
-front, and a loop over chunks of them makes logits, loss and, where they will be asked
-for, gradients. Tokens that carry no loss cost nothing beyond the last chunk.
+most of a small batch's memory. Here the target tokens of all rows that a device has are
+moved to the front, and a loop over chunks of them makes logits, loss and, where they
+will be asked for, gradients. Tokens without loss cost nothing beyond the last chunk.
 """
 
 from functools import partial
@@ -15,21 +15,23 @@ from jaxtyping import Array, Float, Int
 
 from prefix_jax.model.attention import precision
 from prefix_jax.model.layers import head_logits
+from prefix_jax.model.parted import devices_of_rows
 
 CHUNKS = 8
-"""A row's tokens are cut into so many chunks,"""
+"""A batch's tokens are cut into so many chunks,"""
 FULL_PRODUCT = 128
 """or fewer, where matrix products of fewer rows than this would be slow."""
 
 
 class _Chunks(NamedTuple):
-    """Tokens with those that carry loss in front, T padded to whole chunks."""
+    """Tokens with those that carry loss in front: the S of each of G devices, which
+    have B/G rows of T, and P - S more, which fill up whole chunks."""
 
-    hidden: Float[Array, "B T D"]
-    labels: Int[Array, "B T"]
-    weights: Float[Array, "B T"]
-    order: Int[Array, "B T0"]
-    """Where each of the first T0 tokens came from."""
+    hidden: Float[Array, "G P D"]
+    labels: Int[Array, "G P"]
+    weights: Float[Array, "G P"]
+    order: Int[Array, "G S"]
+    """Where they came from."""
     size: int
     number: Int[Array, ""]
     """Chunks with a token that carries loss."""
@@ -41,6 +43,16 @@ class _Chunks(NamedTuple):
             return jax.lax.dynamic_slice_in_dim(x, index * self.size, self.size, 1)
 
         return cut(self.hidden), cut(self.labels), cut(self.weights)
+
+    def put(self, whole, index, part):
+        """A chunk's values written among those of all."""
+        return jax.lax.dynamic_update_slice_in_dim(whole, part, index * self.size, 1)
+
+    def back(self, x, rows: int):
+        """What there is of each token, where it came from: [B T ...]."""
+        index = jnp.argsort(self.order, axis=-1)
+        x = jnp.take_along_axis(x, index.reshape(*index.shape, *[1] * (x.ndim - 2)), 1)
+        return x.reshape(rows, index.size // max(1, rows), *x.shape[2:])
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -58,17 +70,16 @@ def cross_entropy(
     `head`: the rows' sums are for reading. Logits and softmax are f32.
     """
     chunks = _chunked(hidden, labels, weights)
-    zero = _zero_of_rows(weights)
 
     def add(index, sums):
         objective, nll = sums
         states, labels, weights = chunks.at(index)
         logits = head_logits(states, head)
-        more, more_nll = _losses(logits, labels, weights, label_smoothing)
-        return objective + more, nll + more_nll
+        more, part = _losses(logits, labels, weights, label_smoothing)
+        return objective + more, chunks.put(nll, index, part)
 
-    objective, nll = jax.lax.fori_loop(0, chunks.number, add, (zero, zero))
-    return objective.sum(), nll
+    sums = jax.lax.fori_loop(0, chunks.number, add, _zeros(chunks))
+    return sums[0].sum(), chunks.back(sums[1], len(labels)).sum(-1)
 
 
 def _forward(hidden, head, labels, weights, label_smoothing):
@@ -76,41 +87,40 @@ def _forward(hidden, head, labels, weights, label_smoothing):
     head_moves = head.perturbed
     hidden, head, labels, weights = (x.value for x in (hidden, head, labels, weights))
     chunks = _chunked(hidden, labels, weights)
-    zero = _zero_of_rows(weights)
-    vocabulary = len(head)
+    rows, vocabulary = len(labels), len(head)
 
     def add(index, carry):
         objective, nll, grad_hidden, grad_head = carry
         states, labels, weights = chunks.at(index)
         logits = head_logits(states, head)
-        more, more_nll = _losses(logits, labels, weights, label_smoothing)
+        more, part = _losses(logits, labels, weights, label_smoothing)
         wanted = jax.nn.one_hot(labels, vocabulary) * (1 - label_smoothing)
         slope = jax.nn.softmax(logits) - wanted - label_smoothing / vocabulary
         slope = (slope * weights[..., None]).astype(hidden.dtype)
         multiply = partial(jnp.einsum, precision=precision(hidden.dtype))
-        grad_hidden = jax.lax.dynamic_update_slice_in_dim(
-            grad_hidden,
-            multiply("btv,vd->btd", slope, head.astype(hidden.dtype)),
-            index * chunks.size,
-            1,
-        )
+        grad = multiply("gsv,vd->gsd", slope, head.astype(hidden.dtype))
         if head_moves:
             grad_head += multiply(
-                "btv,btd->vd", slope, states, preferred_element_type=jnp.float32
+                "gsv,gsd->vd", slope, states, preferred_element_type=jnp.float32
             )
-        return objective + more, nll + more_nll, grad_hidden, grad_head
+        nll, grad_hidden = (
+            chunks.put(whole, index, new)
+            for whole, new in ((nll, part), (grad_hidden, grad))
+        )
+        return objective + more, nll, grad_hidden, grad_head
 
+    zero, zeros = _zeros(chunks)
     start = (
         zero,
-        zero,
+        zeros,
         0 * chunks.hidden,
         jnp.zeros(head.shape) + zero.sum() if head_moves else None,
     )
     objective, nll, grad_hidden, grad_head = jax.lax.fori_loop(
         0, chunks.number, add, start
     )
-    back = jnp.argsort(chunks.order, axis=-1)
-    grad_hidden = jnp.take_along_axis(grad_hidden, back[..., None], 1)
+    grad_hidden = chunks.back(grad_hidden, rows)
+    nll = chunks.back(nll, rows).sum(-1)
     kind = jnp.zeros(0, head.dtype)
     return (objective.sum(), nll), (grad_hidden, grad_head, kind)
 
@@ -132,33 +142,37 @@ cross_entropy.defvjp(_forward, _backward, symbolic_zeros=True)
 
 def _chunked(hidden, labels, weights) -> _Chunks:
     rows, length = labels.shape
+    devices = devices_of_rows(rows)
+    shape = devices, rows // devices * length
     # At least one of each: an empty batch, and rows of a single token, have no targets.
-    size = max(1, min(length, max(-(-length // CHUNKS), FULL_PRODUCT // max(1, rows))))
-    order = jnp.argsort(weights == 0, axis=-1, stable=True)
-    padding = max(1, -(-length // size)) * size - length
+    fewest = max(-(-shape[1] // CHUNKS), FULL_PRODUCT // devices)
+    size = max(1, min(shape[1], fewest))
+    padding = max(1, -(-shape[1] // size)) * size - shape[1]
+    order = jnp.argsort(weights.reshape(shape) == 0, axis=-1, stable=True)
 
     def moved(x):
-        index = order.reshape(*order.shape, *[1] * (x.ndim - 2))
-        x = jnp.take_along_axis(x, index, 1)
+        index = order.reshape(*shape, *[1] * (x.ndim - 2))
+        x = jnp.take_along_axis(x.reshape(*shape, *x.shape[2:]), index, 1)
         return jnp.pad(x, [(0, 0), (0, padding)] + [(0, 0)] * (x.ndim - 2))
 
-    most = jnp.max(jnp.sum(weights != 0, axis=-1), initial=0)
+    most = jnp.max(jnp.sum(weights.reshape(shape) != 0, axis=-1), initial=0)
     return _Chunks(
         moved(hidden), moved(labels), moved(weights), order, size, -(-most // size)
     )
 
 
-def _zero_of_rows(weights):
-    """A zero for each row that varies over devices as the rows do (`shard_map`)."""
-    return 0 * weights.sum(-1)
+def _zeros(chunks: _Chunks) -> tuple[Float[Array, " G"], Float[Array, "G P"]]:
+    """A sum for each device and a number for each token, which vary over devices as the
+    tokens do (`shard_map`)."""
+    return 0 * chunks.weights.sum(-1), 0 * chunks.weights
 
 
 def _losses(logits, labels, weights, label_smoothing):
-    """Objective and negative log-likelihood, summed over each row."""
+    """Each device's objective, and the negative log-likelihood of each token."""
     normaliser = jax.nn.logsumexp(logits, axis=-1)
     chosen = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
-    nll = jnp.sum(weights * (normaliser - chosen), axis=-1)
+    nll = weights * (normaliser - chosen)
     if label_smoothing == 0.0:
-        return nll, nll
+        return nll.sum(-1), nll
     uniform = jnp.sum(weights * (normaliser - logits.mean(-1)), axis=-1)
-    return (1 - label_smoothing) * nll + label_smoothing * uniform, nll
+    return (1 - label_smoothing) * nll.sum(-1) + label_smoothing * uniform, nll

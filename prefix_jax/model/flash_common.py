@@ -6,15 +6,15 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import PartitionSpec
 from jaxtyping import Array
+
+from prefix_jax.model.parted import PARTED, free_axes, parting
 
 LOG2E = math.log2(math.e)
 """Kernels take powers of 2, of scores times this."""
 HIDDEN = -1e30
 """The score of a key that is not seen; its weight is 0 beside one that is."""
-PARTED = {"b": ("data", "fsdp"), "h": ("tensor",)}
-"""The axes of a mesh (`prefix_jax.mesh`) that rows and heads are parted over."""
 
 
 def by_rows_and_heads(
@@ -32,11 +32,11 @@ def by_rows_and_heads(
 
     @custom_vmap
     def run(*arguments):
-        mesh = _free_axes()
+        mesh = free_axes()
         if not mesh:
             return tuple(function(*arguments))
         axes = {
-            letter: _parting(mesh, letter, arguments[0].shape[inputs[0].index(letter)])
+            letter: parting(mesh, letter, arguments[0].shape[inputs[0].index(letter)])
             for letter in PARTED
         }
 
@@ -67,19 +67,3 @@ def by_rows_and_heads(
         return parted, (True,) * len(parted)
 
     return run
-
-
-def _free_axes() -> dict[str, int]:
-    """The sizes of the mesh's axes that XLA would part arrays over; {}: one device."""
-    mesh = jax.sharding.get_abstract_mesh()
-    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
-    # In `pmap` and `shard_map` an axis is "manual": each program has its part already.
-    free = {name: mesh.shape[name] for name, kind in kinds if kind == AxisType.Auto}
-    return free if math.prod(free.values()) > 1 else {}
-
-
-def _parting(mesh: dict[str, int], letter: str, size: int) -> tuple[str, ...] | None:
-    """The mesh's axes that an array's axis is parted over; None: all have all of it."""
-    names = tuple(name for name in PARTED[letter] if name in mesh)
-    parts = math.prod(mesh[name] for name in names)
-    return names if size % parts == 0 else None
