@@ -28,6 +28,7 @@ from prefix_jax.score_config import ScoreConfig
 Dtype = Literal["float32", "bfloat16"]
 Method = Literal["prefix", "full", "top2"]
 Normalise = Literal["token", "sentence"]
+RematKeeps = Literal["nothing", "products"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +44,9 @@ class BackboneConfig(Section):
     """Type of the frozen weights and of the arithmetic between them."""
     remat: bool = False
     """Recompute each layer in the backward pass: less memory, about 1.3x the time."""
+    remat_keeps: RematKeeps = "nothing"
+    """What `remat` keeps all the same: `products`, what those with weights gave, which
+    are most of the time; attention and activations are recomputed."""
     unroll: bool | None = None
     """Compile each layer for itself instead of one for all: slower to compile, faster
     on CPUs, where a loop copies what the backward pass needs. None: on CPUs, but not

@@ -248,11 +248,25 @@ def test_products_of_f32_are_exact_on_every_device(dtype, backbone, prefix, toke
 
 
 @each_family
-def test_rematerialised_equals_not(backbone, prefix, tokens):
-    remat = copy_with(backbone, remat=True)
+@pytest.mark.parametrize("keeps", ["nothing", "products"])
+def test_rematerialised_equals_not(keeps, backbone, prefix, tokens):
+    remat = copy_with(backbone, remat=True, remat_keeps=keeps)
     assert "remat" in str(jax.make_jaxpr(remat)(tokens))
     result = loss_and_gradients(remat, prefix, tokens)
     assert_equals(result, loss_and_gradients, backbone, prefix, tokens)
+
+
+def test_products_that_are_kept_are_not_computed_again(backbone, prefix, tokens):
+    """A layer's products with weights, but for the last, which nobody needs again."""
+
+    def products(**how):
+        remat = copy_with(backbone, **how)
+        text = str(jax.make_jaxpr(loss_and_gradients)(remat, prefix, tokens))
+        return text.count("dot_general[")
+
+    without = products()
+    kept = products(remat=True, remat_keeps="products")
+    assert without < kept == products(remat=True) - 3
 
 
 def test_scanned_equals_unrolled(backbone, tokens):

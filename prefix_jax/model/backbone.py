@@ -20,12 +20,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
+from prefix_jax.config import RematKeeps
 from prefix_jax.errors import InputError
 from prefix_jax.model.attention import KeyBlock, causal_mask, prefix_mask
 from prefix_jax.model.flash import Texts, fits
 from prefix_jax.model.kv import KV
 from prefix_jax.model.layers import Own, Slots, head_logits
-from prefix_jax.model.passes import Block, Cache, Forward, How
+from prefix_jax.model.passes import KEPT, Block, Cache, Forward, How
 from prefix_jax.model.segments import segment_mask, segment_starts
 from prefix_jax.model.shape import Shape
 from prefix_jax.model.windows import Windows
@@ -38,6 +39,7 @@ class Backbone(nnx.Module):
     dtype: jnp.dtype
     """What it computes in; parameters may have another."""
     remat: bool
+    remat_keeps: RematKeeps
     unroll: bool
     fused: bool
     token_embedding: nnx.Param
@@ -57,6 +59,7 @@ class Backbone(nnx.Module):
         self.config = config
         self.dtype = jnp.dtype(dtype)
         self.remat = how.get("remat", False)
+        self.remat_keeps = how.get("remat_keeps", "nothing")
         self.unroll = how.get("unroll", False)
         self.fused = how.get("fused", False)
         shape = config.vocab_size, config.n_embd
@@ -246,7 +249,7 @@ class Backbone(nnx.Module):
             return x, (own_kv, share)
 
         if self.remat:
-            layer = jax.checkpoint(layer)
+            layer = jax.checkpoint(layer, policy=KEPT[self.remat_keeps])
         start, written, gathered = 0, [], []
         for number, (stack, size) in enumerate(
             zip(self.blocks, self.stack_sizes, strict=True)

@@ -3,18 +3,28 @@
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol, TypedDict, runtime_checkable
 
+import jax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from prefix_jax.config import RematKeeps
 from prefix_jax.model.attention import KeyBlock
 from prefix_jax.model.kv import KV
 from prefix_jax.model.layers import Own, Slots
+
+KEPT = {
+    "nothing": None,
+    "products": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+"""JAX's policies for `How.remat_keeps`: attention's products alone have batches."""
 
 
 class How(TypedDict, total=False):
     """How a backbone computes; the values do not depend on it, but for rounding."""
 
     remat: bool
-    """Whether each layer is computed again in the backward pass."""
+    """Whether each layer is computed again in the backward pass,"""
+    remat_keeps: RematKeeps
+    """but for its `products` with weights (default: `nothing` is kept)."""
     unroll: bool
     """Compile each layer for itself instead of one that is scanned, and keep it in a
     stack of its own, which need not be copied out of a larger one at each step."""

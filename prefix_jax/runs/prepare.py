@@ -256,6 +256,7 @@ def how_to_load(config: BackboneConfig, mesh: Mesh | None) -> Loading:
     return {
         "dtype": config.dtype,
         "remat": config.remat,
+        "remat_keeps": config.remat_keeps,
         "unroll": unroll,
         "fused": fused,
     }
