@@ -56,6 +56,14 @@ class BackboneConfig(Section):
     a text sees, without sliding windows, over rows of which whole blocks of 64 tokens
     are little more. None: on NVIDIA's GPUs from Ampere on, and TPUs from v4 on."""
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.remat_keeps != "nothing" and not self.remat:
+            raise InputError(
+                f'backbone.remat_keeps is "{self.remat_keeps}", but backbone.remat is '
+                "False: without it everything is kept; set both, or neither"
+            )
+
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig(Section):

@@ -53,6 +53,7 @@ def test_a_typo_in_a_choice_is_refused_and_every_choice_is_taken(kind, name, val
         }.get(value, {})
         others |= {"start": "runs/mine"} if (name, value) == ("init", "prefix") else {}
         others |= {"method": "beam"} if name == "early_stopping" else {}
+        others |= {"remat": True} if name == "remat_keeps" else {}
         others |= {"labels": ("0=a", "1=b")} if value == "classification" else {}
         assert getattr(kind(**{name: value}, **others), name) == value
         with pytest.raises(InputError) as caught:
@@ -260,3 +261,9 @@ def test_a_path_that_is_not_read_is_refused():
         InputError, match=r'data.path is "d" but .* "quickstart", which'
     ):
         DataConfig(source="quickstart", path="d")
+
+
+def test_what_remat_keeps_is_said_with_remat_only():
+    assert BackboneConfig(remat=True, remat_keeps="products").remat
+    with pytest.raises(InputError, match=r"remat_keeps .*, but backbone\.remat is"):
+        BackboneConfig(remat_keeps="products")
