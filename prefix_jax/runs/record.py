@@ -1,6 +1,7 @@
 """What a run writes down about itself, and whether a workdir belongs to it."""
 
 import contextlib
+import dataclasses
 import platform
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -177,13 +178,18 @@ def recorded_config(workdir: Path) -> Config:
 
 def _check_same(old: dict, new: dict, workdir: Path) -> None:
     differences = []
+    defaults = dataclasses.asdict(Config())
     for section, fields in new["config"].items():
         free = FREE.get(section, set())
         if free is None:
             continue
         for field, value in fields.items():
-            before = old["config"].get(section, {}).get(field)
-            now = list(value) if isinstance(value, tuple) else value
+            # What the version that wrote it had no setting for, it did as by default.
+            usual = defaults[section].get(field)
+            before = old["config"].get(section, {}).get(field, usual)
+            before, now = (
+                list(x) if isinstance(x, tuple) else x for x in (before, value)
+            )
             if field not in free and before != now:
                 differences.append(f"{section}.{field}: {before!r} there, {now!r} now")
     for name, now in new["fingerprints"].items():
