@@ -31,7 +31,7 @@ def whole(hidden, head, labels, weights, smoothing):
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
-    """15 of the 120 tokens at a time."""
+    """16 of the 120 tokens at a time, or 8, or 4."""
     monkeypatch.setattr("prefix_jax.learning.cross_entropy.FULL_PRODUCT", 1)
 
 
@@ -84,7 +84,7 @@ def test_what_is_not_asked_for_is_not_made():
 
     assert sums_head(program(1))
     assert not sums_head(program(0))
-    assert f"tensor<1x15x{V}xf32>" in program(0)
+    assert f"tensor<1x16x{V}xf32>" in program(0)
     assert f"tensor<1x{B * T}x{V}xf32>" not in program(0) + program(1)
 
 
@@ -119,10 +119,32 @@ def test_on_devices_that_each_have_some_rows():
 
 
 def test_a_long_row_fills_chunks_of_its_own():
-    """And those of the others not with padding: 40 of 120 tokens are 3 chunks of 15."""
+    """And those of the others not with padding: 40 of 120 tokens are 10 times 4."""
     hidden, _, labels, _ = make(1.0)
     weights = jnp.zeros((B, T)).at[1].set(1.0)
-    assert _chunked(hidden, labels, weights).number == 3
+    assert _chunked(hidden, labels, weights).pieces == 10
+
+
+@pytest.mark.parametrize("targets", range(36))
+def test_each_target_is_counted_once(targets):
+    """However many: in whole chunks, in the half or the quarter of one, or in none."""
+    hidden, head, labels, _ = make(1.0)
+    weights = (jnp.arange(B * T) < targets).astype(jnp.float32).reshape(B, T)
+    chunks = _chunked(hidden, labels, weights)
+    sizes: list[int] = []
+
+    def add(chunk, number):
+        sizes.append(chunk.weights.size)
+        return number + 1
+
+    with jax.disable_jit():
+        assert chunks.loop(add, 0) == len(sizes)
+    assert targets <= sum(sizes) < targets + 4
+    assert sizes == sorted(sizes, reverse=True) and set(sizes) <= {16, 8, 4}
+    value, _ = cross_entropy(hidden, head, labels, weights, 0.0)
+    np.testing.assert_allclose(
+        value, whole(hidden, head, labels, weights, 0.0), rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize("shape", [(2, 0), (0, 5)])

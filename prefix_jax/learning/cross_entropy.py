@@ -6,12 +6,13 @@ moved to the front, and a loop over chunks of them makes logits, loss and, where
 will be asked for, gradients. Tokens without loss cost nothing beyond the last chunk.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from prefix_jax.model.attention import precision
 from prefix_jax.model.layers import head_logits
@@ -21,32 +22,58 @@ CHUNKS = 8
 """A batch's tokens are cut into so many chunks,"""
 FULL_PRODUCT = 128
 """or fewer, where matrix products of fewer rows than this would be slow."""
+PIECES = 4
+"""What is left after whole chunks is done in a half and a quarter of one: on average
+an eighth of a chunk is padding instead of a half. A power of 2."""
+
+
+class _Chunk(NamedTuple):
+    """Neighbouring tokens of each device, and the place of their first among all."""
+
+    first: Int[Array, ""]
+    hidden: Float[Array, "G C D"]
+    labels: Int[Array, "G C"]
+    weights: Float[Array, "G C"]
+
+    def put(self, whole: Array, part: Array) -> Array:
+        """A value of each token written among those of all."""
+        return jax.lax.dynamic_update_slice_in_dim(whole, part, self.first, 1)
 
 
 class _Chunks(NamedTuple):
     """Tokens with those that carry loss in front: the S of each of G devices, which
-    have B/G rows of T, and P - S more, which fill up whole chunks."""
+    have B/G rows of T, and P - S more, which fill up the last piece of a chunk."""
 
     hidden: Float[Array, "G P D"]
     labels: Int[Array, "G P"]
     weights: Float[Array, "G P"]
     order: Int[Array, "G S"]
     """Where they came from."""
-    size: int
-    number: Int[Array, ""]
-    """Chunks with a token that carries loss."""
+    piece: int
+    """Tokens of the smallest chunk."""
+    pieces: Int[Array, ""]
+    """How many of them have a token that carries loss."""
 
-    def at(self, index) -> tuple[Array, Array, Array]:
-        """One chunk's hidden states, labels and weights."""
+    def loop(self, add: Callable[[_Chunk, PyTree], PyTree], start: PyTree) -> PyTree:
+        """`add` over all chunks with a token that carries loss, the largest first."""
+        carry, done = start, 0
+        for pieces in (PIECES >> halvings for halvings in range(PIECES.bit_length())):
+            number = (self.pieces - done) // pieces
 
-        def cut(x):
-            return jax.lax.dynamic_slice_in_dim(x, index * self.size, self.size, 1)
+            def body(index, carry, pieces=pieces, done=done):
+                first = (done + index * pieces) * self.piece
 
-        return cut(self.hidden), cut(self.labels), cut(self.weights)
+                def cut(x):
+                    return jax.lax.dynamic_slice_in_dim(
+                        x, first, pieces * self.piece, 1
+                    )
 
-    def put(self, whole, index, part):
-        """A chunk's values written among those of all."""
-        return jax.lax.dynamic_update_slice_in_dim(whole, part, index * self.size, 1)
+                tokens = cut(self.hidden), cut(self.labels), cut(self.weights)
+                return add(_Chunk(first, *tokens), carry)
+
+            carry = jax.lax.fori_loop(0, number, body, carry)
+            done += number * pieces
+        return carry
 
     def back(self, x, rows: int):
         """What there is of each token, where it came from: [B T ...]."""
@@ -71,14 +98,13 @@ def cross_entropy(
     """
     chunks = _chunked(hidden, labels, weights)
 
-    def add(index, sums):
+    def add(chunk, sums):
         objective, nll = sums
-        states, labels, weights = chunks.at(index)
-        logits = head_logits(states, head)
-        more, part = _losses(logits, labels, weights, label_smoothing)
-        return objective + more, chunks.put(nll, index, part)
+        logits = head_logits(chunk.hidden, head)
+        more, part = _losses(logits, chunk.labels, chunk.weights, label_smoothing)
+        return objective + more, chunk.put(nll, part)
 
-    sums = jax.lax.fori_loop(0, chunks.number, add, _zeros(chunks))
+    sums = chunks.loop(add, _zeros(chunks))
     return sums[0].sum(), chunks.back(sums[1], len(labels)).sum(-1)
 
 
@@ -89,9 +115,9 @@ def _forward(hidden, head, labels, weights, label_smoothing):
     chunks = _chunked(hidden, labels, weights)
     rows, vocabulary = len(labels), len(head)
 
-    def add(index, carry):
+    def add(chunk, carry):
         objective, nll, grad_hidden, grad_head = carry
-        states, labels, weights = chunks.at(index)
+        _, states, labels, weights = chunk
         logits = head_logits(states, head)
         more, part = _losses(logits, labels, weights, label_smoothing)
         wanted = jax.nn.one_hot(labels, vocabulary) * (1 - label_smoothing)
@@ -103,10 +129,7 @@ def _forward(hidden, head, labels, weights, label_smoothing):
             grad_head += multiply(
                 "gsv,gsd->vd", slope, states, preferred_element_type=jnp.float32
             )
-        nll, grad_hidden = (
-            chunks.put(whole, index, new)
-            for whole, new in ((nll, part), (grad_hidden, grad))
-        )
+        nll, grad_hidden = chunk.put(nll, part), chunk.put(grad_hidden, grad)
         return objective + more, nll, grad_hidden, grad_head
 
     zero, zeros = _zeros(chunks)
@@ -116,9 +139,7 @@ def _forward(hidden, head, labels, weights, label_smoothing):
         0 * chunks.hidden,
         jnp.zeros(head.shape) + zero.sum() if head_moves else None,
     )
-    objective, nll, grad_hidden, grad_head = jax.lax.fori_loop(
-        0, chunks.number, add, start
-    )
+    objective, nll, grad_hidden, grad_head = chunks.loop(add, start)
     grad_hidden = chunks.back(grad_hidden, rows)
     nll = chunks.back(nll, rows).sum(-1)
     kind = jnp.zeros(0, head.dtype)
@@ -146,8 +167,9 @@ def _chunked(hidden, labels, weights) -> _Chunks:
     shape = devices, rows // devices * length
     # At least one of each: an empty batch, and rows of a single token, have no targets.
     fewest = max(-(-shape[1] // CHUNKS), FULL_PRODUCT // devices)
-    size = max(1, min(shape[1], fewest))
-    padding = max(1, -(-shape[1] // size)) * size - shape[1]
+    piece = max(1, -(-min(shape[1], fewest) // PIECES))
+    longest = max(1, -(-shape[1] // piece), PIECES) * piece
+    padding = longest - shape[1]
     order = jnp.argsort(weights.reshape(shape) == 0, axis=-1, stable=True)
 
     def moved(x):
@@ -157,7 +179,7 @@ def _chunked(hidden, labels, weights) -> _Chunks:
 
     most = jnp.max(jnp.sum(weights.reshape(shape) != 0, axis=-1), initial=0)
     return _Chunks(
-        moved(hidden), moved(labels), moved(weights), order, size, -(-most // size)
+        moved(hidden), moved(labels), moved(weights), order, piece, -(-most // piece)
     )
 
 
