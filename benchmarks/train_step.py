@@ -36,6 +36,7 @@ import statistics
 import sys
 import tempfile
 import time
+from importlib.util import find_spec
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -102,11 +103,15 @@ class Side:
         other.close()
         return cls(process, pipe)
 
-    def wait(self) -> "Side":
-        """Until it is ready."""
-        self.first = self.pipe.recv()
-        print(f"{self.process.name}: first step {self.first:.1f} s", flush=True)
-        return self
+    def heard(self) -> bool:
+        """Waits until it is ready; False where it has ended instead."""
+        if math.isnan(self.first):
+            try:
+                self.first = self.pipe.recv()
+            except EOFError:
+                return False
+            print(f"{self.process.name}: first step {self.first:.1f} s", flush=True)
+        return True
 
     def run(self, examples: int) -> int:
         """Trains on the next so many examples; how many filled whole batches."""
@@ -153,6 +158,12 @@ def main() -> None:
         parser.error("give --e2e FOLDER or --length TOKENS")
     if options.length:
         options.pack = options.length
+    needed = ["torch", "peft"] if set(options.sides) - {"ours"} else []
+    if missing := [name for name in needed if find_spec(name) is None]:
+        parser.error(
+            f"the other sides need {' and '.join(missing)}: install "
+            "'prefix_jax[test]' on Python 3.11, or give --sides ours"
+        )
     # Each process takes the GPU memory that it needs, and leaves the others theirs.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
@@ -163,17 +174,18 @@ def main() -> None:
         for name in options.sides:
             sides[name] = Side.start(name, rows, options, cache)
             if not options.together:
-                sides[name].wait()
+                sides[name].heard()
         first = {}
         for name, side in list(sides.items()):
-            try:
-                first[name] = (side.wait() if options.together else side).first
-            except EOFError:
+            if side.heard():
+                first[name] = side.first
+            else:
                 print(f"{name} failed and is left out; see above")
                 del sides[name]
         if "ours" in sides:
             kept = set(Path(cache).glob("*-cache"))
-            again = Side.start("ours", rows, options, cache).wait()
+            again = Side.start("ours", rows, options, cache)
+            assert again.heard()
             again.end()
             # Unless all programs were found there, it was no warm start.
             if kept and kept == set(Path(cache).glob("*-cache")):

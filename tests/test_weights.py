@@ -172,6 +172,17 @@ def test_unfit_tensors_are_named(change, message, folder):
     assert str(folder) in str(caught.value)
 
 
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_a_tensor_that_is_not_finite_is_named(value, folder):
+    def spoil(tensors):
+        tensors["transformer.h.1.mlp.c_fc.bias"][:2] = value
+
+    rewrite(folder, spoil)
+    message = r"2 of 24 numbers of h\.1\.mlp\.c_fc\.bias in .* are NaN or infinite"
+    with pytest.raises(InputError, match=message):
+        load_backbone(folder)
+
+
 def test_an_untied_head_must_be_there(folder):
     configure(folder, tie_word_embeddings=False)
     with pytest.raises(

@@ -95,7 +95,7 @@ def fill(
     """The backbone of these stored tensors, its parameters in `dtype`.
 
     One leaf at a time passes through host memory. Raises InputError that names the
-    missing, extra and unfit tensors of `origin`.
+    missing, extra and unfit tensors of `origin`, or one that is not finite.
     """
     family = family_of(config)
     shapes = jax.eval_shape(
@@ -109,9 +109,24 @@ def fill(
     for leaf, target in zip(layout, leaves, strict=True):
         array = np.empty((len(leaf.parts), *leaf.shape), shapes.dtype)
         for row, part in zip(range(len(array)), leaf.parts, strict=True):
-            array[row] = part.read([stored[name].read() for name in part.tensors])
+            tensors = {name: stored[name].read() for name in part.tensors}
+            for name, tensor in tensors.items():
+                _check_finite(tensor, origin.called(name), origin.place)
+            array[row] = part.read(list(tensors.values()))
         filled.append(jnp.array(array.reshape(target.shape)))
     return treedef.unflatten(filled)
+
+
+def _check_finite(tensor: Float[np.ndarray, "..."], name: str, place: str | Path):
+    """InputError where a damaged file, or training that diverged, left no numbers."""
+    finite = np.isfinite(tensor)
+    if not finite.all():
+        bad = tensor.size - int(finite.sum())
+        raise InputError(
+            f"{bad} of {tensor.size} numbers of {name} in {place} are NaN or infinite: "
+            "the file is damaged, or training diverged before it was written; get it "
+            "again"
+        )
 
 
 def _layout(backbone: Backbone) -> list[_Leaf]:
