@@ -196,6 +196,8 @@ def _wrong_value(option: str, hint: Any, arguments: Sequence[str]) -> InputError
         if argument.startswith("--"):
             break
         given.append(argument)
+    if not is_tuple(hint):
+        given = given[:1]  # the rest are arguments
     allowed = [str(choice) for choice in choices(hint)]
     wrong = [value for value in given if value not in allowed] if allowed else given
     shown = f'is "{" ".join(wrong)}"' if given else "has no value"

@@ -71,6 +71,10 @@ def test_a_name_in_a_message_can_be_pasted_behind_two_dashes():
             f'--inner.size is "x"; expected {SIZE}',
         ),
         (
+            ["--inner.size", "x", *GIVEN],
+            f'--inner.size is "x"; expected {SIZE}',
+        ),
+        (
             [*GIVEN, "--inner.size=1.5"],
             f'--inner.size is "1.5"; expected {SIZE}',
         ),

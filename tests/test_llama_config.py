@@ -144,7 +144,7 @@ def test_windows_are_those_of_their_layers():
         ({"num_key_value_heads": 3}, "4 is not a multiple of num_key_value_heads 3"),
         ({"head_dim": 5}, "head_dim is 5"),
         ({"head_dim": None, "hidden_size": 10}, "10 is not a multiple.* no head_dim"),
-        ({"hidden_act": "prelu"}, "parameters of its own"),
+        ({"hidden_act": "prelu"}, "hidden_act .prelu. is not supported; .* gelu"),
         ({"hidden_act": "silly"}, "hidden_act 'silly' is not supported"),
         ({"rope_scaling": {"factor": 4.0}}, "factor is 4.0, which .*'default'"),
         (

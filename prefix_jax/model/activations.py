@@ -77,16 +77,22 @@ PARAMETERS: dict[str, dict[str, Sequence[float] | float]] = {
 }
 
 
-def activation(
-    name: str, field: str = "activation_function"
-) -> Callable[..., Float[Array, "..."]]:
-    """The function that `name` means; InputError, with the `field`, if unknown.
+def activation(name: str) -> Callable[..., Float[Array, "..."]]:
+    """The function that `name` means, one of `ACTIVATIONS`.
 
     It takes the array, and by keyword the layer's own `PARAMETERS[name]` if it has any.
     """
-    if name not in ACTIVATIONS:
+    return ACTIVATIONS[name]
+
+
+def check_activation(name: str, field: str, *, learned: bool) -> None:
+    """InputError, with the configuration's `field`, unless `name` means a function.
+
+    `learned`: whether one may have `PARAMETERS`.
+    """
+    known = ACTIVATIONS.keys() if learned else ACTIVATIONS.keys() - PARAMETERS.keys()
+    if name not in known:
         raise InputError(
             f"{field} {name!r} is not supported; "
-            f"expected one of {', '.join(sorted(ACTIVATIONS))}"
+            f"expected one of {', '.join(sorted(known))}"
         )
-    return ACTIVATIONS[name]

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from prefix_jax.checks import Size, check, hints
 from prefix_jax.errors import InputError, shown
-from prefix_jax.model.activations import activation
+from prefix_jax.model.activations import check_activation
 from prefix_jax.model.shape import (
     Layers,
     Shape,
@@ -52,7 +52,7 @@ class GPT2Config(Shape):
     def __post_init__(self):
         for field, hint in hints(type(self)).items():
             check(field, getattr(self, field), hint)
-        activation(self.activation_function, "activation_function")
+        check_activation(self.activation_function, "activation_function", learned=True)
         if self.n_embd % self.n_head:
             raise InputError(
                 f"n_embd {self.n_embd} is not a multiple of n_head {self.n_head}"

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from prefix_jax.checks import Bounds, Size, check, hints
 from prefix_jax.errors import InputError, shown
-from prefix_jax.model.activations import PARAMETERS, activation
+from prefix_jax.model.activations import check_activation
 from prefix_jax.model.rope import Rope
 from prefix_jax.model.shape import (
     Layers,
@@ -115,12 +115,7 @@ class LlamaConfig(Shape):
                 raise InputError(
                     f"{name} is {shown(value)}; a {self.model_type} has none"
                 )
-        activation(self.activation_function, "hidden_act")
-        if self.activation_function in PARAMETERS:
-            raise InputError(
-                f"hidden_act {self.activation_function} has parameters of its own, "
-                "which this family does not know"
-            )
+        check_activation(self.activation_function, "hidden_act", learned=False)
         if self.head_dim is None and self.n_embd % self.n_head:
             raise InputError(
                 f"hidden_size {self.n_embd} is not a multiple of num_attention_heads "

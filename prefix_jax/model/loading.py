@@ -227,6 +227,12 @@ def _find(
     no safetensors.
     """
     name = os.fspath(name)
+    if not name:
+        names = ", ".join(OWN_NAMES)
+        raise InputError(
+            f"the backbone's name is empty; give {names}, a folder, a {SUFFIX} file or "
+            "a name on the hub"
+        )
     if name == "tiny":
         return _BUNDLED
     if name in _PACKAGED:

@@ -194,9 +194,8 @@ def open_writer(
     """
     folders = named_folders(prefixes)
     records = {name: read_metadata(folder) for name, folder in folders.items()}
-    name = backbone or next(
-        (r.backbone_name for r in records.values() if r.backbone_name), "tiny"
-    )
+    named = [r.backbone_name for r in records.values() if r.backbone_name]
+    name = backbone if backbone is not None else next(iter(named), "tiny")
     dtypes = {record.backbone_dtype for record in records.values()} - {None}
     dtype: Any = dtypes.pop() if len(dtypes) == 1 else None  # load_backbone checks it
     # Decoding unrolls the layers of any other, at each call.
