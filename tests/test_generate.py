@@ -44,16 +44,19 @@ def store(tmp_path, backbone, prefix, model_folder):
     """Store the prefix with what it says of its prompts; gives the folder."""
 
     def make(**says):
-        save_prefix(
-            tmp_path / "p",
-            prefix,
-            backbone=backbone,
-            base_model_name=str(model_folder),
-            **says,
-        )
+        says.setdefault("base_model_name", str(model_folder))
+        save_prefix(tmp_path / "p", prefix, backbone=backbone, **says)
         return tmp_path / "p"
 
     return make
+
+
+def test_a_backbone_that_is_gone_is_named_with_its_prefix(store, tmp_path):
+    folder = store(base_model_name=str(tmp_path / "gone"))
+    with pytest.raises(
+        InputError, match=f"{folder} is a prefix for .*gone.*--backbone"
+    ):
+        open_writer([str(folder)], None, None)
 
 
 @pytest.fixture
