@@ -122,9 +122,10 @@ def _refusal(error: OSError) -> str:
     """What the operating system refused, in the style of our own errors."""
     if error.strerror is None:  # one of our own, which says it all
         return str(error)
+    place = error.filename or "a file or the output"
     return (
-        f"{error.filename or 'a file'}: {error.strerror}; check that the file or "
-        "folder is there, what its rights allow, and the space on its disk"
+        f"{place}: {error.strerror}; check that the file or folder is there, what its "
+        "rights allow, and the space on its disk"
     )
 
 

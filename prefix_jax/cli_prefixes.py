@@ -202,9 +202,9 @@ def generate(arguments: list[str]) -> int:
                 }
                 if line.seed is not None:
                     record["seed"] = line.seed
-                print(json.dumps(record, ensure_ascii=False))
+                print(json.dumps(record, ensure_ascii=False), flush=True)
             else:
-                print(" ".join(one.text.splitlines()))
+                print(" ".join(one.text.splitlines()), flush=True)
     return 0
 
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from families import make
 from folders import unseal
 from safetensors import safe_open
 from safetensors.numpy import save_file
@@ -169,6 +170,11 @@ def test_another_backbone_is_refused(folder, backbone):
     ):
         with pytest.raises(InputError, match=message):
             load_prefix(folder, changed(backbone, **fields))
+    llama = make("llama")
+    with pytest.raises(
+        InputError, match="differs: model_type 'gpt2' there, 'llama' he"
+    ):
+        load_prefix(folder, llama)
     other = changed(backbone)
     with pytest.raises(InputError, match=r"its weights differ.*--backbone\.name NAME"):
         load_prefix(folder, other)

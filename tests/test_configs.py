@@ -58,7 +58,10 @@ def test_a_recipe_says_how_to_run_it():
     [
         ("config = 3", "makes no `config = Config"),
         ("import nothing_of_the_kind", "ModuleNotFoundError"),
-        ("from prefix_jax.config import *\nconfig = Config(prefix=3 / 0)", "Zero"),
+        (
+            "from prefix_jax.config import *\nconfig = Config(prefix=3 / 0)",
+            "line 2: Zero",
+        ),
     ],
 )
 def test_a_recipe_that_makes_no_config_is_refused(tmp_path, text, message):

@@ -12,6 +12,7 @@ from prefix_jax.config import DecodeConfig
 from prefix_jax.data.tokens import encode_texts
 from prefix_jax.decoding.generate import (
     compiled_programs,
+    each_sequences,
     generate,
     generate_sequences,
     stream,
@@ -112,6 +113,26 @@ def test_streamed_pieces_join_to_the_text(backbone, tokenizer, prefixes, stop):
     )
     assert "".join(pieces) == whole[0]
     assert stop or len(pieces) > 1
+
+
+def test_texts_come_in_order_as_batches_are_written(backbone, tokenizer, monkeypatch):
+    """The first of many before the last is begun; all of them as from one call."""
+    prompts = [*PROMPTS, *reversed(PROMPTS)]
+    settings = decode(DecodeConfig(), batch_size=1)
+    written, write = [], Request.write
+
+    def count(self, batch):
+        written.append(batch)
+        return write(self, batch)
+
+    monkeypatch.setattr(Request, "write", count)
+    monkeypatch.setattr("prefix_jax.decoding.generate.NEIGHBOURS", 2)
+    texts = each_sequences(backbone, tokenizer, prompts, decode=settings)
+    assert not written
+    first = next(texts)
+    assert len(written) <= 2
+    whole = generate_sequences(backbone, tokenizer, prompts, decode=settings)
+    assert [first, *texts] == whole
 
 
 def test_prompts_of_up_to_1024_tokens_have_seven_widths():

@@ -189,6 +189,15 @@ def test_a_row_that_is_no_prompt(tmp_path, row, message):
         read_prompts(tmp_path / "rows.jsonl")
 
 
+def test_blank_lines_are_left_out_and_counted(tmp_path, capsys):
+    (tmp_path / "prompts.txt").write_text("a mill\n\n  \na river\n")
+    assert [line.prompt for line in read_prompts(tmp_path / "prompts.txt")] == [
+        "a mill",
+        "a river",
+    ]
+    assert "prompts.txt: 2 blank lines are left out" in capsys.readouterr().err
+
+
 def test_prompts_that_cannot_be_read(tmp_path, monkeypatch):
     (tmp_path / "empty.txt").write_text(" \n\n")
     for file, message in (

@@ -61,10 +61,11 @@ def read(folder: Path, split: str) -> Iterator[tuple[str, dict[str, object]]]:
 
     Raises InputError with file and line.
     """
-    for place, row in read_rows(find_split(folder, split)):
+    path = find_split(folder, split)
+    for place, row in read_rows(path):
         if not set(OFFICIAL_COLUMNS) <= row.keys():
             raise InputError(
-                f"{place}: columns {', '.join(row)}; "
+                f"{path}, line 1: columns {', '.join(row)}; "
                 f"expected {', '.join(OFFICIAL_COLUMNS)}"
             )
         meaning, text = (row[column] for column in OFFICIAL_COLUMNS)

@@ -16,6 +16,9 @@ from prefix_jax.errors import InputError
 from prefix_jax.model.backbone import Backbone
 from prefix_jax.model.kv import KV
 
+NEIGHBOURS = 4
+"""Batches among whose prompts `each_sequences` looks for those of like lengths."""
+
 
 def generate(
     backbone: Backbone,
@@ -80,6 +83,27 @@ def generate_sequences(
             texts[number] = sequences
         progress(len(batch))
     return texts
+
+
+def each_sequences(
+    backbone: Backbone,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    *,
+    prefix: KV | None = None,
+    prefix_ids: Sequence[int] | Int[np.ndarray, "_"] | None = None,
+    seeds: Sequence[int | None] | None = None,
+    decode: DecodeConfig = DecodeConfig(),
+) -> Iterator[list[Generated]]:
+    """What `generate_sequences` returns, prompt by prompt as batches are written.
+
+    Raises as it does, at once. Of many prompts that differ much in length it takes a
+    little longer: those decoded together are alike among neighbours only.
+    """
+    request = Request.make(
+        backbone, tokenizer, prompts, prefix, prefix_ids, decode, seeds
+    )
+    return request.each(among=NEIGHBOURS)
 
 
 def stream(

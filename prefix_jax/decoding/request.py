@@ -94,11 +94,18 @@ class Request:
             stops,
         )
 
-    def batches(self) -> Iterator[list[int]]:
-        """Numbers of the prompts decoded together: like lengths, for less padding."""
-        order = sorted(range(len(self.prompts)), key=lambda i: len(self.prompts[i]))
-        for start in range(0, len(order), self.decode.batch_size):
-            yield order[start : start + self.decode.batch_size]
+    def batches(self, among: int | None = None) -> Iterator[list[int]]:
+        """Numbers of the prompts decoded together: like lengths, for less padding.
+
+        They are alike among the prompts of so many batches, or among all.
+        """
+        whole, size = len(self.prompts), self.decode.batch_size
+        stretch = size * among if among else max(whole, 1)
+        for first in range(0, whole, stretch):
+            numbers = range(first, min(first + stretch, whole))
+            order = sorted(numbers, key=lambda i: len(self.prompts[i]))
+            for start in range(0, len(order), size):
+                yield order[start : start + size]
 
     def inputs(self, batch: list[int]) -> dict:
         """What the compiled programs take for these prompts."""
@@ -119,6 +126,15 @@ class Request:
             "keys": _keys(seeds),
             "stops": self.stops,
         }
+
+    def each(self, among: int) -> Iterator[list[Generated]]:
+        """Every prompt's texts in the prompts' order, as soon as they are there."""
+        done, following = dict[int, list[Generated]](), 0
+        for batch in self.batches(among):
+            done |= zip(batch, self.write(batch), strict=True)
+            while following in done:
+                yield done.pop(following)
+                following += 1
 
     def write(self, batch: list[int]) -> Iterator[list[Generated]]:
         """The texts of these prompts."""

@@ -2,7 +2,7 @@
 
 import dataclasses
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -15,7 +15,7 @@ from prefix_jax.config import DecodeConfig
 from prefix_jax.data.e2e import linearise
 from prefix_jax.data.tokens import encode_prompts, encode_texts
 from prefix_jax.data_config import Task, label_words
-from prefix_jax.decoding.generate import generate_sequences, stream
+from prefix_jax.decoding.generate import each_sequences, stream
 from prefix_jax.decoding.request import Generated
 from prefix_jax.errors import InputError
 from prefix_jax.model.backbone import Backbone
@@ -60,18 +60,18 @@ class Writer:
         self,
         lines: Sequence[Line],
         decode: DecodeConfig,
-        progress: Callable[[int], None] = lambda done: None,
-    ) -> list[list[Generated]]:
-        """`decode.sequences` texts for each line, without the space they begin with.
+    ) -> Iterator[list[Generated]]:
+        """`decode.sequences` texts for each line, without the space they begin with,
+        line by line as they are written.
 
         A prompt is a source, put before the separator as in training (E2E's meaning
         representations are linearised); in language modelling it is the text to go on
         from. Raises InputError for an unknown prefix and for a prompt that is empty or
-        too long.
+        too long, before any is written.
         """
         check_lines(lines, list(self.kinds))
         seeds = [line.seed for line in lines]
-        found = generate_sequences(
+        found = each_sequences(
             self.backbone,
             self.tokenizer,
             self._prompts(lines),
@@ -79,12 +79,11 @@ class Writer:
             prefix_ids=self._ids(lines) if self.prefixes is not None else None,
             seeds=seeds if any(seed is not None for seed in seeds) else None,
             decode=decode,
-            progress=progress,
         )
-        return [
+        return (
             [dataclasses.replace(one, text=one.text.strip()) for one in sequences]
             for sequences in found
-        ]
+        )
 
     @property
     def classifies(self) -> bool:

@@ -49,10 +49,12 @@ def read_prompts(file: Path | None) -> list[Line]:
             raise InputError(f"there is no file {file} to read prompts from")
         lines = read_lines(file)
     source = file or "standard input"
-    placed = [(f"{source}, line {n}", text.strip()) for n, text in lines]
-    placed = [(place, text) for place, text in placed if text]
+    every = [(f"{source}, line {n}", text.strip()) for n, text in lines]
+    placed = [(place, text) for place, text in every if text]
     if not placed:
         raise InputError(f"{source} has no prompt; give one a line")
+    if blank := len(every) - len(placed):
+        print(f"{source}: {blank} blank lines are left out", file=sys.stderr)
     if file is None:
         objects = placed[0][1].startswith('{"')
     else:

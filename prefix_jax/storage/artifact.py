@@ -226,10 +226,14 @@ def other_backbone(
     if expected is not None:
         mine = backbone_fingerprint or fingerprint(backbone)
     if expected != mine:
-        here = backbone.config.fields()
+        here, there = backbone.config.fields(), metadata.backbone_config or {}
+        family = "model_type"
+        if there.get(family, here[family]) != here[family]:
+            # Of another family, every field would be another.
+            there, differences = {family: there[family]}, []
         differences += [
             f"{field} {value!r} there, {here.get(field)!r} here"
-            for field, value in (metadata.backbone_config or {}).items()
+            for field, value in there.items()
             if here.get(field) != value
         ]
     if differences:
