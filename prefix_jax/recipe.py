@@ -26,18 +26,18 @@ def load_recipe(path: Path) -> Config:
     try:
         spec.loader.exec_module(module)
     except InputError as error:
-        raise InputError(f"{_place(path, error)}: {error}") from error
+        raise InputError(f"{path}{_line(spec.origin, error)}: {error}") from error
     except (Exception, SystemExit) as error:
         what = f"{type(error).__name__}: {error}"
-        raise InputError(f"{_place(path, error)}: {what}") from error
+        raise InputError(f"{path}{_line(spec.origin, error)}: {what}") from error
     config = getattr(module, "config", None)
     if not isinstance(config, Config):
         raise InputError(f"{path} makes no `config = Config(...)`; it must make one")
     return config
 
 
-def _place(path: Path, error: BaseException) -> str:
-    """The recipe, with the line that was run when it failed, if one was."""
+def _line(file: str | None, error: BaseException) -> str:
+    """`, line 3`: the one of the recipe that was run when it failed, if one was."""
     frames = traceback.extract_tb(error.__traceback__)
-    lines = [frame.lineno for frame in frames if frame.filename == str(path)]
-    return f"{path}, line {lines[-1]}" if lines else str(path)
+    lines = [frame.lineno for frame in frames if frame.filename == file]
+    return f", line {lines[-1]}" if lines else ""

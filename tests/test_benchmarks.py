@@ -190,6 +190,14 @@ def test_train_step_asks_for_texts(run, capsys):
     assert "--e2e FOLDER or --length TOKENS" in capsys.readouterr().err
 
 
+def test_train_step_names_the_packages_that_are_not_there(run, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(SystemExit):
+        run("train_step", "--length", 8)
+    assert "the other sides need torch and peft" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_decode_compares_texts_and_prefixes(run, e2e):
     pytest.importorskip("peft")

@@ -60,12 +60,13 @@ def test_a_recipe_says_how_to_run_it():
         ("import nothing_of_the_kind", "ModuleNotFoundError"),
         (
             "from prefix_jax.config import *\nconfig = Config(prefix=3 / 0)",
-            "line 2: Zero",
+            "^recipe.py, line 2: Zero",
         ),
     ],
 )
-def test_a_recipe_that_makes_no_config_is_refused(tmp_path, text, message):
-    path = tmp_path / "recipe.py"
+def test_a_recipe_that_makes_no_config_is_refused(tmp_path, monkeypatch, text, message):
+    monkeypatch.chdir(tmp_path)
+    path = Path("recipe.py")
     path.write_text(text)
     with pytest.raises(InputError, match=message):
         load_recipe(path)

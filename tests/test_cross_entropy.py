@@ -2,6 +2,7 @@
 
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -119,32 +120,58 @@ def test_on_devices_that_each_have_some_rows():
 
 
 def test_a_long_row_fills_chunks_of_its_own():
-    """And those of the others not with padding: 40 of 120 tokens are 10 times 4."""
+    """And those of the others not with padding: 40 of 120 tokens are 16 + 16 + 8."""
     hidden, _, labels, _ = make(1.0)
     weights = jnp.zeros((B, T)).at[1].set(1.0)
-    assert _chunked(hidden, labels, weights).pieces == 10
+    assert sizes_of(hidden, labels, weights) == [16, 16, 8]
 
 
-@pytest.mark.parametrize("targets", range(36))
-def test_each_target_is_counted_once(targets):
-    """However many: in whole chunks, in the half or the quarter of one, or in none."""
+@pytest.mark.parametrize(
+    ("targets", "sizes"),
+    [
+        (0, []),
+        (1, [4]),
+        (4, [4]),
+        (5, [8]),
+        (9, [16]),
+        (13, [16]),
+        (17, [16, 4]),
+        (29, [16, 16]),
+        (105, [16] * 7),
+        (117, [16] * 7 + [8]),
+        (120, [16] * 7 + [8]),
+    ],
+)
+def test_each_target_is_counted_once(targets, sizes):
+    """In whole chunks and one more, or a half or a quarter, whose end is padding."""
     hidden, head, labels, _ = make(1.0)
     weights = (jnp.arange(B * T) < targets).astype(jnp.float32).reshape(B, T)
-    chunks = _chunked(hidden, labels, weights)
-    sizes: list[int] = []
+    assert sizes_of(hidden, labels, weights) == sizes
 
-    def add(chunk, number):
+    def ours(hidden, head):
+        return cross_entropy(hidden, head, labels, weights, 0.0)[0]
+
+    def theirs(hidden, head):
+        return whole(hidden, head, labels, weights, 0.0)
+
+    found = jax.value_and_grad(ours, (0, 1))(hidden, head)
+    expected = jax.value_and_grad(theirs, (0, 1))(hidden, head)
+    chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=2e-5)
+
+
+def sizes_of(hidden, labels, weights) -> list[int]:
+    """Of the chunks that are gone through, each with what the others have not."""
+    chunks, sizes, places = _chunked(hidden, labels, weights), [], []
+
+    def add(chunk, carry):
         sizes.append(chunk.weights.size)
-        return number + 1
+        places.append(int(chunk.first))
+        return carry
 
     with jax.disable_jit():
-        assert chunks.loop(add, 0) == len(sizes)
-    assert targets <= sum(sizes) < targets + 4
-    assert sizes == sorted(sizes, reverse=True) and set(sizes) <= {16, 8, 4}
-    value, _ = cross_entropy(hidden, head, labels, weights, 0.0)
-    np.testing.assert_allclose(
-        value, whole(hidden, head, labels, weights, 0.0), rtol=1e-6
-    )
+        chunks.loop(add, 0)
+    assert places == [sum(sizes[:number]) for number in range(len(sizes))]
+    return sizes
 
 
 @pytest.mark.parametrize("shape", [(2, 0), (0, 5)])

@@ -12,7 +12,8 @@ from folders import as_by_peft, unseal
 from prefix_jax.config import DecodeConfig
 from prefix_jax.data.e2e import linearise
 from prefix_jax.data.tokens import encode_prompts
-from prefix_jax.decoding.generate import generate
+from prefix_jax.decoding.generate import NEIGHBOURS, generate
+from prefix_jax.decoding.request import Request
 from prefix_jax.errors import InputError
 from prefix_jax.model.prefix import init_prefix
 from prefix_jax.prefix_config import PrefixConfig
@@ -53,9 +54,7 @@ def store(tmp_path, backbone, prefix, model_folder):
 
 def test_a_backbone_that_is_gone_is_named_with_its_prefix(store, tmp_path):
     folder = store(base_model_name=str(tmp_path / "gone"))
-    with pytest.raises(
-        InputError, match=f"{folder} is a prefix for .*gone.*--backbone"
-    ):
+    with pytest.raises(InputError, match=f"{folder} names .*gone.*--backbone"):
         open_writer([str(folder)], None, None)
 
 
@@ -189,8 +188,24 @@ def test_a_row_that_is_no_prompt(tmp_path, row, message):
         read_prompts(tmp_path / "rows.jsonl")
 
 
+def test_each_text_is_there_before_the_last_is_begun(store, monkeypatch):
+    written, write = [], Request.write
+
+    def count(self, batch):
+        written.append(batch)
+        return write(self, batch)
+
+    monkeypatch.setattr(Request, "write", count)
+    writer = open_writer([str(store())], None, None)
+    lines = [Line(f"The mill {number}") for number in range(9)]
+    texts = writer.write(lines, dataclasses.replace(DECODE, batch_size=1))
+    next(texts)
+    assert len(written) <= NEIGHBOURS < len(lines)
+    assert len([*texts]) == 8
+
+
 def test_blank_lines_are_left_out_and_counted(tmp_path, capsys):
-    (tmp_path / "prompts.txt").write_text("a mill\n\n  \na river\n")
+    (tmp_path / "prompts.txt").write_text("a mill\n\n  \na river\n\n")
     assert [line.prompt for line in read_prompts(tmp_path / "prompts.txt")] == [
         "a mill",
         "a river",

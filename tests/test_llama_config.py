@@ -117,6 +117,7 @@ def test_windows_are_those_of_their_layers():
     [
         ({"model_type": "gemma"}, "model_type is 'gemma'; expected one of gpt2"),
         ({"model_type": "qwen22"}, 'did you mean "qwen2"'),
+        ({"model_type": "mamba"}, "model_type is 'mamba'; .*, qwen3$"),
         ({"model_type": 3}, "model_type is 3"),
         ({"position_embedding_type": "alibi"}, "position_embedding_type. is 'alibi'"),
         (

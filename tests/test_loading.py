@@ -16,6 +16,7 @@ def test_missing_folders_and_near_misses(folder, monkeypatch):
     for name, message in {
         f"{folder.parent}/modle": 'folder .*/modle does not exist; .* "model"\\?',
         "./nowhere": "folder ./nowhere does not exist$",
+        "": "the backbone's name is empty; give tiny, smollm2-135m, a folder",
         "~/no/such/folder": "does not exist",
         "tinny": 'no backbone tinny; did you mean "tiny"',
         "gpt2-meduim": 'did you mean "gpt2-medium"',

@@ -95,7 +95,7 @@ def each_sequences(
     seeds: Sequence[int | None] | None = None,
     decode: DecodeConfig = DecodeConfig(),
 ) -> Iterator[list[Generated]]:
-    """What `generate_sequences` returns, prompt by prompt as batches are written.
+    """What `generate_sequences` returns, a few batches after the other, in order.
 
     Raises as it does, at once. Of many prompts that differ much in length it takes a
     little longer: those decoded together are alike among neighbours only.

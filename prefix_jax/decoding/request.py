@@ -100,7 +100,7 @@ class Request:
         They are alike among the prompts of so many batches, or among all.
         """
         whole, size = len(self.prompts), self.decode.batch_size
-        stretch = size * among if among else max(whole, 1)
+        stretch = max(whole, 1) if among is None else size * among
         for first in range(0, whole, stretch):
             numbers = range(first, min(first + stretch, whole))
             order = sorted(numbers, key=lambda i: len(self.prompts[i]))

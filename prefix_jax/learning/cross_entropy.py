@@ -3,7 +3,7 @@
 A vocabulary is some hundred times as wide as a head: logits and their gradient are
 most of a small batch's memory. Here the target tokens of all rows that a device has are
 moved to the front, and a loop over chunks of them makes logits, loss and, where they
-will be asked for, gradients. Tokens without loss cost nothing beyond the last chunk.
+will be asked for, gradients. Tokens without loss cost nothing beyond the last product.
 """
 
 from collections.abc import Callable
@@ -22,9 +22,6 @@ CHUNKS = 8
 """A batch's tokens are cut into so many chunks,"""
 FULL_PRODUCT = 128
 """or fewer, where matrix products of fewer rows than this would be slow."""
-PIECES = 4
-"""What is left after whole chunks is done in a half and a quarter of one: on average
-an eighth of a chunk is padding instead of a half. A power of 2."""
 
 
 class _Chunk(NamedTuple):
@@ -42,37 +39,46 @@ class _Chunk(NamedTuple):
 
 class _Chunks(NamedTuple):
     """Tokens with those that carry loss in front: the S of each of G devices, which
-    have B/G rows of T, and P - S more, which fill up the last piece of a chunk."""
+    have B/G rows of T, and P - S more, so that each chunk lies within them."""
 
     hidden: Float[Array, "G P D"]
     labels: Int[Array, "G P"]
     weights: Float[Array, "G P"]
     order: Int[Array, "G S"]
     """Where they came from."""
-    piece: int
-    """Tokens of the smallest chunk."""
-    pieces: Int[Array, ""]
+    quarter: int
+    """Tokens of a quarter of a chunk."""
+    quarters: Int[Array, ""]
     """How many of them have a token that carries loss."""
 
     def loop(self, add: Callable[[_Chunk, PyTree], PyTree], start: PyTree) -> PyTree:
-        """`add` over all chunks with a token that carries loss, the largest first."""
-        carry, done = start, 0
-        for pieces in (PIECES >> halvings for halvings in range(PIECES.bit_length())):
-            number = (self.pieces - done) // pieces
+        """`add` over all chunks with a token that carries loss.
 
-            def body(index, carry, pieces=pieces, done=done):
-                first = (done + index * pieces) * self.piece
+        What is left after whole ones is one more product, of a quarter, a half or a
+        whole chunk. Where products are bound by their operations, as on a CPU from some
+        30 rows on, the padding so saved is time saved: 2 to 4 % of a step of GPT-2 124M
+        with 10 of E2E's examples on two cores.
+        """
+        whole = (self.quarters + 1) // 4  # three quarters are done as a whole one
+        left = self.quarters - 4 * whole
+        carry = start
+        for size, begin, number in (
+            (4, 0, whole),
+            (2, 4 * whole, (left == 2).astype(jnp.int32)),
+            (1, 4 * whole, (left == 1).astype(jnp.int32)),
+        ):
+
+            def body(index, carry, size=size, begin=begin):
+                first = (begin + index * size) * self.quarter
 
                 def cut(x):
-                    return jax.lax.dynamic_slice_in_dim(
-                        x, first, pieces * self.piece, 1
-                    )
+                    length = size * self.quarter
+                    return jax.lax.dynamic_slice_in_dim(x, first, length, 1)
 
                 tokens = cut(self.hidden), cut(self.labels), cut(self.weights)
                 return add(_Chunk(first, *tokens), carry)
 
             carry = jax.lax.fori_loop(0, number, body, carry)
-            done += number * pieces
         return carry
 
     def back(self, x, rows: int):
@@ -167,8 +173,10 @@ def _chunked(hidden, labels, weights) -> _Chunks:
     shape = devices, rows // devices * length
     # At least one of each: an empty batch, and rows of a single token, have no targets.
     fewest = max(-(-shape[1] // CHUNKS), FULL_PRODUCT // devices)
-    piece = max(1, -(-min(shape[1], fewest) // PIECES))
-    longest = max(1, -(-shape[1] // piece), PIECES) * piece
+    quarter = max(1, -(-min(shape[1], fewest) // 4))
+    quarters = max(4, -(-shape[1] // quarter))
+    quarters += quarters % 4 == 3  # which are done as a whole one
+    longest = quarters * quarter
     padding = longest - shape[1]
     order = jnp.argsort(weights.reshape(shape) == 0, axis=-1, stable=True)
 
@@ -179,7 +187,12 @@ def _chunked(hidden, labels, weights) -> _Chunks:
 
     most = jnp.max(jnp.sum(weights.reshape(shape) != 0, axis=-1), initial=0)
     return _Chunks(
-        moved(hidden), moved(labels), moved(weights), order, piece, -(-most // piece)
+        moved(hidden),
+        moved(labels),
+        moved(weights),
+        order,
+        quarter,
+        -(-most // quarter),
     )
 
 

@@ -109,23 +109,22 @@ def fill(
     for leaf, target in zip(layout, leaves, strict=True):
         array = np.empty((len(leaf.parts), *leaf.shape), shapes.dtype)
         for row, part in zip(range(len(array)), leaf.parts, strict=True):
-            tensors = {name: stored[name].read() for name in part.tensors}
-            for name, tensor in tensors.items():
-                _check_finite(tensor, origin.called(name), origin.place)
-            array[row] = part.read(list(tensors.values()))
+            with np.errstate(over="ignore"):  # what is not finite is refused next
+                array[row] = part.read([stored[name].read() for name in part.tensors])
+            _check_finite(array[row], part, origin)
         filled.append(jnp.array(array.reshape(target.shape)))
     return treedef.unflatten(filled)
 
 
-def _check_finite(tensor: Float[np.ndarray, "..."], name: str, place: str | Path):
-    """InputError where a damaged file, or training that diverged, left no numbers."""
-    finite = np.isfinite(tensor)
+def _check_finite(array: Float[np.ndarray, "..."], part: Part, origin: Origin) -> None:
+    """InputError for what a damaged file, or training that diverged, leaves."""
+    finite = np.isfinite(array)
     if not finite.all():
-        bad = tensor.size - int(finite.sum())
+        names = ", ".join(map(origin.called, part.tensors))
         raise InputError(
-            f"{bad} of {tensor.size} numbers of {name} in {place} are NaN or infinite: "
-            "the file is damaged, or training diverged before it was written; get it "
-            "again"
+            f"{array.size - int(finite.sum())} of {array.size} numbers of {names} in "
+            f"{origin.place} are NaN or infinite in {array.dtype}: the file is "
+            "damaged, or its training diverged; get it again, or train at a lower rate"
         )
 
 

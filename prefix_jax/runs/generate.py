@@ -193,19 +193,22 @@ def open_writer(
     """
     folders = named_folders(prefixes)
     records = {name: read_metadata(folder) for name, folder in folders.items()}
-    named = {r.backbone_name: folders[n] for n, r in records.items() if r.backbone_name}
-    name = backbone if backbone is not None else next(iter(named), "tiny")
+    naming = [name for name, record in records.items() if record.backbone_name]
+    named = backbone is None and bool(naming)
+    name = backbone if backbone is not None else "tiny"
+    if named:
+        name = str(records[naming[0]].backbone_name)
     dtypes = {record.backbone_dtype for record in records.values()} - {None}
     dtype: Any = dtypes.pop() if len(dtypes) == 1 else None  # load_backbone checks it
     # Decoding unrolls the layers of any other, at each call.
     try:
         model = load_backbone(name, dtype=dtype or "float32", unroll=True)
     except InputError as error:
-        if backbone is not None or name not in named:
+        if not named:
             raise
         raise InputError(
-            f"{named[name]} is a prefix for the backbone {name!r}: {error}; say with "
-            "--backbone which name or folder is meant"
+            f"{folders[naming[0]]} names the backbone {name!r} (to take another: "
+            f"--backbone NAME_OR_FOLDER): {error}"
         ) from error
     kinds = {
         name: _recorded_kind(folders[name], record, task, labels, content_free)

@@ -53,8 +53,10 @@ def read_prompts(file: Path | None) -> list[Line]:
     placed = [(place, text) for place, text in every if text]
     if not placed:
         raise InputError(f"{source} has no prompt; give one a line")
-    if blank := len(every) - len(placed):
-        print(f"{source}: {blank} blank lines are left out", file=sys.stderr)
+    last = every.index(placed[-1]) + 1
+    if blank := last - len(placed):
+        left_out = "1 blank line is" if blank == 1 else f"{blank} blank lines are"
+        print(f"{source}: {left_out} left out", file=sys.stderr)
     if file is None:
         objects = placed[0][1].startswith('{"')
     else:

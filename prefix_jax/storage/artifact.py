@@ -227,10 +227,10 @@ def other_backbone(
         mine = backbone_fingerprint or fingerprint(backbone)
     if expected != mine:
         here, there = backbone.config.fields(), metadata.backbone_config or {}
-        family = "model_type"
-        if there.get(family, here[family]) != here[family]:
+        kinds = [fields.get(kind := "model_type") for fields in (there, here)]
+        if there and kinds[0] != kinds[1] and there.keys() != here.keys():
             # Of another family, every field would be another.
-            there, differences = {family: there[family]}, []
+            there, differences = {kind: kinds[0]}, []
         differences += [
             f"{field} {value!r} there, {here.get(field)!r} here"
             for field, value in there.items()
