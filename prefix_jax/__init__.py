@@ -20,7 +20,12 @@ with epy.lazy_api_imports(globals()):
     )
     from prefix_jax.data.tokens import encode_prompts
     from prefix_jax.data_config import DataConfig
-    from prefix_jax.decoding.generate import generate, generate_sequences, stream
+    from prefix_jax.decoding.generate import (
+        each_sequences,
+        generate,
+        generate_sequences,
+        stream,
+    )
     from prefix_jax.decoding.request import Generated
     from prefix_jax.errors import InputError
     from prefix_jax.learning.optim import make_optimizer
@@ -72,6 +77,7 @@ __all__ = [
     "average",
     "bank",
     "concatenate",
+    "each_sequences",
     "encode_prompts",
     "export_prefix",
     "generate",
