@@ -111,7 +111,7 @@ def fill(
         for row, part in zip(range(len(array)), leaf.parts, strict=True):
             with np.errstate(over="ignore"):  # what is not finite is refused next
                 array[row] = part.read([stored[name].read() for name in part.tensors])
-            _check_finite(array[row], part, origin)
+            _check_finite(np.asarray(array[row]), part, origin)
         filled.append(jnp.array(array.reshape(target.shape)))
     return treedef.unflatten(filled)
 
