@@ -141,7 +141,7 @@ class DecodeConfig(Section):
     min_new_tokens: NotNegative = 0
     """The end token is barred before so many tokens are written."""
     batch_size: Size = 32
-    """Prompts decoded at a time."""
+    """Prompts decoded at a time, over all devices."""
     sequences: Size = 1
     """Texts per prompt: draws of `sample`, or the best of the beams."""
     beams: Size = 5

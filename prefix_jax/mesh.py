@@ -119,6 +119,14 @@ def by_rows(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
+def by_prompts(mesh: Mesh) -> NamedSharding:
+    """The leading axis (prompts to go on from) split over the axis `data` only.
+
+    Were rows parted over `fsdp` too, all weights would be sent around for each token.
+    """
+    return NamedSharding(mesh, PartitionSpec("data"))
+
+
 def traced_under(mesh: Mesh | None, function: Callable[P, T]) -> Callable[P, T]:
     """The same function, which finds the mesh around it when it is traced.
 
@@ -216,6 +224,16 @@ def on_host(tree: PyTree) -> PyTree[np.ndarray]:
         return process_allgather(array, tiled=True)
 
     return jax.tree.map(fetch, tree)
+
+
+def put_prompts(arrays: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """Host arrays of prompts, whole and the same in each process, `by_prompts`."""
+    return {
+        name: jax.make_array_from_callback(
+            array.shape, by_prompts(mesh), array.__getitem__
+        )
+        for name, array in arrays.items()
+    }
 
 
 def is_parted(mesh: Mesh) -> bool:

@@ -69,8 +69,8 @@ def pad(prompts):
     return jnp.asarray(tokens), jnp.asarray(mask)
 
 
-def keys(rows):
-    return jax.random.split(jax.random.key(0), rows)
+def seeds(rows):
+    return np.array([(0, row) for row in range(rows)], np.uint32)
 
 
 @each_family
@@ -78,7 +78,8 @@ def keys(rows):
 def test_cached_equals_the_full_forward_pass(backbone, prefixes, log_probs, kind):
     prefix = prefixes[kind]
     prompts = [[7, 8, 9, 10, 11, 12], [250, 3], [40]]
-    out = sample(backbone, prefix, *pad(prompts), keys(3), max_new_tokens=NEW)
+    run = jax.jit(partial(sample, max_new_tokens=NEW))
+    out = run(backbone, prefix, *pad(prompts), seeds(3))
     expected = [full_pass(log_probs, prompt, prefix) for prompt in prompts]
     assert out.tokens[:, 0].tolist() == expected
 
@@ -139,14 +140,8 @@ def test_rows_stop_at_the_end_token(backbone, log_probs):
     written = full_pass(log_probs, [7, 8, 9], None)
     end = written[4]
     stop = written.index(end)
-    out = sample(
-        backbone,
-        None,
-        *pad([[7, 8, 9]]),
-        keys(1),
-        max_new_tokens=NEW,
-        rules=Rules(end=(end,)),
-    )
+    run = jax.jit(partial(sample, max_new_tokens=NEW, rules=Rules(end=(end,))))
+    out = run(backbone, None, *pad([[7, 8, 9]]), seeds(1))
     assert out.lengths[0, 0] == stop + 1
     assert out.tokens[0, 0, : stop + 1].tolist() == written[: stop + 1]
 
@@ -207,14 +202,13 @@ def test_rows_that_fill_a_batch_are_not_waited_for(backbone, tokenizer, method):
     request = Request.make(backbone, tokenizer, PROMPTS[:1] * 3, None, None, settings)
     inputs = request.inputs([0, 1, 2])
     assert inputs["mask"].any(-1).tolist() == [True, True, True, False]
+    how = {"max_new_tokens": NEW, "rules": request.method.rules}
     if method == "greedy":
-        out = sample(backbone, **inputs, max_new_tokens=NEW, rules=request.rules)
+        out = jax.jit(partial(sample, **how))(backbone, **inputs)
         assert int(out.number) == out.lengths.max() < NEW
     else:
-        del inputs["keys"]
-        out = beam_search(
-            backbone, **inputs, width=3, max_new_tokens=NEW, rules=request.rules
-        )
+        del inputs["seeds"]
+        out = jax.jit(partial(beam_search, **how, width=3))(backbone, **inputs)
         assert out.done[:3].all()
     assert not out.lengths[3].any()
 
@@ -298,7 +292,7 @@ def test_a_shared_prefix_is_stored_once(backbone, kind, method):
         else:
             number = group if method == "sample" else 1
             run = partial(sample, group=number, max_new_tokens=3)
-            made = jax.make_jaxpr(run)(backbone, prefix, tokens, mask, keys(rows))
+            made = jax.make_jaxpr(run)(backbone, prefix, tokens, mask, seeds(rows))
         return max(sizes(made.jaxpr))
 
     copies = rows * prefix.keys[0].size

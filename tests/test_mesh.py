@@ -6,12 +6,18 @@ import numpy as np
 import optax
 import pytest
 from families import each_family
+from prompts import METHODS, PROMPTS, decode, make_prefix
 from rounding import STEPS, SUM
 from stepping import KEY, ROWS, make_batch, start
 
 from prefix_jax.config import MeshConfig, TrainConfig
+from prefix_jax.decoding.generate import generate_sequences
+from prefix_jax.decoding.program import write
+from prefix_jax.decoding.request import Request
 from prefix_jax.learning.step import init_train_state, make_train_step
-from prefix_jax.mesh import layout, make_mesh
+from prefix_jax.mesh import layout, make_mesh, put
+from prefix_jax.model.compose import bank
+from prefix_jax.runs.collectives import collectives
 
 PARTED = [{"fsdp": 4}, {"data": 1, "tensor": 4}, {"data": 2, "fsdp": 2, "tensor": 2}]
 
@@ -65,3 +71,47 @@ def test_layout_parts_the_backbone_only(backbone):
             assert np.prod(place.shard_shape(leaf.shape)) == leaf.size / 4
     assert matrices >= 4
     assert all(x.is_fully_replicated for x in jax.tree.leaves(layout(state, mesh)))
+
+
+@each_family
+@pytest.mark.parametrize("axes", [{"data": 3}, {"data": 2, "fsdp": 2, "tensor": 2}])
+@pytest.mark.parametrize("method", METHODS)
+def test_devices_that_share_prompts_write_the_same(backbone, tokenizer, method, axes):
+    """Law 7: seven prompts, in batches that the devices cannot share evenly."""
+    prompts = [*PROMPTS, *PROMPTS[:3]]
+    many = bank([make_prefix(backbone, length, seed=length) for length in (2, 5)])
+    mesh = make_mesh(MeshConfig(**axes))
+    settings = decode(METHODS[method], batch_size=4)
+
+    def run(backbone, mesh=None):
+        return generate_sequences(
+            *(backbone, tokenizer, prompts),
+            prefix=many,
+            prefix_ids=[number % 2 for number in range(7)],
+            decode=settings,
+            mesh=mesh,
+        )
+
+    for row, other in zip(run(backbone), run(put(backbone, mesh), mesh), strict=True):
+        for one, shared in zip(row, other, strict=True):
+            assert one.tokens == shared.tokens and one.text == shared.text
+            assert one.log_prob == pytest.approx(shared.log_prob, abs=2e-5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_devices_that_share_prompts_send_nothing(backbone, tokenizer, method):
+    """Nor does any hold the caches of others."""
+    settings = decode(METHODS[method], repetition_penalty=1.3, stop=("x",))
+    prompts, needed = PROMPTS * 4, []
+    for number in (1, 4):
+        mesh = make_mesh(MeshConfig(data=number))
+        whole = put(backbone, mesh)
+        request = Request.make(
+            whole, tokenizer, prompts, None, None, settings, mesh=mesh
+        )
+        how = {"method": request.method, "mesh": mesh}
+        inputs = request.inputs(list(range(16)))
+        compiled = write.lower(request.backbone, **inputs, **how).compile()
+        assert not collectives(compiled.as_text() or "")
+        needed.append(compiled.memory_analysis().temp_size_in_bytes)
+    assert needed[1] < 0.5 * needed[0]

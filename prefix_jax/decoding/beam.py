@@ -8,7 +8,6 @@ penalties and stopping are those of transformers' `_beam_search`
 """
 
 import dataclasses
-from functools import partial
 from typing import Literal, no_type_check
 
 import jax
@@ -74,16 +73,6 @@ class _Search:
     written: list[Slots]
 
 
-@partial(
-    jax.jit,
-    static_argnames=(
-        "width",
-        "max_new_tokens",
-        "length_penalty",
-        "early_stopping",
-        "rules",
-    ),
-)
 def beam_search(
     backbone: Backbone,
     prefix: KV | None,

@@ -5,13 +5,14 @@ from functools import partial
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Int
 from transformers import PreTrainedTokenizerBase
 
 from prefix_jax.config import DecodeConfig
-from prefix_jax.decoding.beam import beam_search
+from prefix_jax.decoding.program import write
 from prefix_jax.decoding.request import Generated, Prompt, Request
-from prefix_jax.decoding.sample import go_on_sampling, sample, start_sampling
+from prefix_jax.decoding.sample import go_on_sampling, start_sampling
 from prefix_jax.errors import InputError
 from prefix_jax.model.backbone import Backbone
 from prefix_jax.model.kv import KV
@@ -29,6 +30,7 @@ def generate(
     prefix_ids: Sequence[int] | Int[np.ndarray, "_"] | None = None,
     seeds: Sequence[int | None] | None = None,
     decode: DecodeConfig = DecodeConfig(),
+    mesh: Mesh | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[str]:
     """The (best) text that the backbone, with the prefix, writes after each prompt.
@@ -43,6 +45,7 @@ def generate(
         prefix_ids=prefix_ids,
         seeds=seeds,
         decode=decode,
+        mesh=mesh,
         progress=progress,
     )
     return [sequences[0].text for sequences in found]
@@ -57,6 +60,7 @@ def generate_sequences(
     prefix_ids: Sequence[int] | Int[np.ndarray, "_"] | None = None,
     seeds: Sequence[int | None] | None = None,
     decode: DecodeConfig = DecodeConfig(),
+    mesh: Mesh | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[list[Generated]]:
     """After each prompt, `decode.sequences` texts; from beams, the best first.
@@ -67,6 +71,8 @@ def generate_sequences(
     prompt's texts do not depend on the other prompts, but samples on its number there;
     with `seeds`, one for each prompt, not even on that: they are what `decode.seed`
     gives the prompt alone (None: as without). `progress` hears how many are done.
+    The devices of a `mesh` (`make_mesh`), where the backbone lies (`mesh.put`), share
+    the rows of each batch over its axis `data`; its processes are all given the same.
     Raises InputError for an unknown prefix, where prefix + prompt + new tokens exceed
     the backbone's positions (the last has one too, though nothing reads it), and for
     seeds that nothing would use.
@@ -75,7 +81,7 @@ def generate_sequences(
     copies its layers.
     """
     request = Request.make(
-        backbone, tokenizer, prompts, prefix, prefix_ids, decode, seeds
+        backbone, tokenizer, prompts, prefix, prefix_ids, decode, seeds, mesh
     )
     texts: list[list[Generated]] = [[] for _ in request.prompts]
     for batch in request.batches():
@@ -94,6 +100,7 @@ def each_sequences(
     prefix_ids: Sequence[int] | Int[np.ndarray, "_"] | None = None,
     seeds: Sequence[int | None] | None = None,
     decode: DecodeConfig = DecodeConfig(),
+    mesh: Mesh | None = None,
 ) -> Iterator[list[Generated]]:
     """What `generate_sequences` returns, a few batches after the other, in order.
 
@@ -101,7 +108,7 @@ def each_sequences(
     little longer: those decoded together are alike among neighbours only.
     """
     request = Request.make(
-        backbone, tokenizer, prompts, prefix, prefix_ids, decode, seeds
+        backbone, tokenizer, prompts, prefix, prefix_ids, decode, seeds, mesh
     )
     return request.each(among=NEIGHBOURS)
 
@@ -133,7 +140,7 @@ def stream(
         stops=stops,
         group=1,
         max_new_tokens=decode.max_new_tokens,
-        rules=request.rules,
+        rules=request.method.rules,
     )
     shown = ""
     while True:
@@ -147,7 +154,7 @@ def stream(
             return
         until = int(state.number) + tokens_at_a_time
         state = _go_on(
-            request.backbone, context, state, stops, until, rules=request.rules
+            request.backbone, context, state, stops, until, rules=request.method.rules
         )
 
 
@@ -161,10 +168,10 @@ def compiled_programs() -> int:
     """Decoding programs that this process has compiled so far.
 
     These are the reading of prompts and the loops over tokens, in all shapes; not the
-    small ones that lay out weights, prefixes and random keys.
+    small ones that lay out weights and prefixes.
     """
     # jax has no public name for it yet.
     return sum(
         getattr(loop, "_cache_size")()  # noqa: B009
-        for loop in (sample, beam_search, _start, _go_on)
+        for loop in (write, _start, _go_on)
     )

@@ -1,23 +1,24 @@
 """A checked request: prompts as tokens, their prefixes, limits, buckets, batches."""
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, Key, UInt32
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Int, UInt32
 from transformers import PreTrainedTokenizerBase
 
 from prefix_jax.checks import Seed, check
 from prefix_jax.config import DecodeConfig
 from prefix_jax.data.tokens import check_several, encode_texts
-from prefix_jax.decoding.beam import beam_search
 from prefix_jax.decoding.context import unrolled
-from prefix_jax.decoding.rules import Rules
-from prefix_jax.decoding.sample import sample
+from prefix_jax.decoding.program import Method, write
 from prefix_jax.decoding.stops import stop_table
 from prefix_jax.errors import InputError
+from prefix_jax.mesh import on_host, put, put_prompts
 from prefix_jax.model.backbone import Backbone
 from prefix_jax.model.kv import KV, check_prefix_ids
 
@@ -55,8 +56,10 @@ class Request:
     seeds: UInt32[np.ndarray, "N 2"]
     """A key for each prompt comes of it: what it draws depends on no other."""
     decode: DecodeConfig
-    rules: Rules
+    method: Method
     stops: jax.Array | None
+    mesh: Mesh | None = None
+    """Whose devices share the rows of a batch."""
 
     @classmethod
     def make(
@@ -68,13 +71,14 @@ class Request:
         prefix_ids: Sequence[int] | Int[np.ndarray, "_"] | None,
         decode: DecodeConfig,
         seeds: Sequence[int | None] | None = None,
+        mesh: Mesh | None = None,
     ) -> "Request":
         """Raises InputError as `generate` says."""
         ids = _encode(prompts, tokenizer, backbone.config.vocab_size)
         chosen = check_prefix_ids(prefix, prefix_ids, len(ids))
         _check_room(ids, prompts, prefix, chosen, backbone, decode)
         vocabulary = backbone.config.vocab_size
-        rules = _rules(decode, tokenizer, vocabulary)
+        method = _method(decode, tokenizer, vocabulary)
         stops = None
         if decode.stop:
             stops = jnp.asarray(stop_table(decode.stop, tokenizer, vocabulary))
@@ -82,6 +86,8 @@ class Request:
             prefix = prefix.cast(backbone.dtype, rows=1)
         if prefix is None or prefix.number == 1:
             chosen = None
+        if mesh is not None:
+            prefix, stops = put((prefix, stops), mesh)
         return cls(
             _unrolled(backbone),
             tokenizer,
@@ -90,8 +96,9 @@ class Request:
             chosen,
             _check_seeds(seeds, len(ids), decode),
             decode,
-            rules,
+            method,
             stops,
+            mesh,
         )
 
     def batches(self, among: int | None = None) -> Iterator[list[int]]:
@@ -111,21 +118,21 @@ class Request:
         """What the compiled programs take for these prompts."""
         # A small request is not padded to a whole batch, nor compiled for its size.
         rows = min(self.decode.batch_size, _power_of_two(len(self.prompts), 1))
+        rows = shared_rows(rows, self.mesh)
         tokens, mask = _pad_left([self.prompts[i] for i in batch], rows)
         prefix = self.prefix
         if prefix is not None and self.prefix_ids is not None:
             ids = np.zeros(rows, np.int32)
             ids[: len(batch)] = self.prefix_ids[batch]
-            prefix = prefix.select(jnp.asarray(ids))
+            prefix = _selection(self.mesh)(prefix, ids)
         seeds = np.zeros((rows, 2), np.uint32)
         seeds[: len(batch)] = self.seeds[batch]
-        return {
-            "prefix": prefix,
-            "tokens": jnp.asarray(tokens),
-            "mask": jnp.asarray(mask),
-            "keys": _keys(seeds),
-            "stops": self.stops,
-        }
+        arrays = {"tokens": tokens, "mask": mask, "seeds": seeds}
+        if self.mesh is None:
+            placed = jax.tree.map(jnp.asarray, arrays)
+        else:
+            placed = put_prompts(arrays, self.mesh)
+        return {"prefix": prefix, "stops": self.stops, **placed}
 
     def each(self, among: int) -> Iterator[list[Generated]]:
         """Every prompt's texts in the prompts' order, as soon as they are there."""
@@ -138,42 +145,22 @@ class Request:
 
     def write(self, batch: list[int]) -> Iterator[list[Generated]]:
         """The texts of these prompts."""
-        decode, inputs = self.decode, self.inputs(batch)
-        if decode.method == "beam":
-            del inputs["keys"]
-            out = beam_search(
-                self.backbone,
-                **inputs,
-                width=decode.beams,
-                max_new_tokens=decode.max_new_tokens,
-                length_penalty=decode.length_penalty,
-                early_stopping=decode.early_stopping,
-                rules=self.rules,
-            )
-        else:
-            out = sample(
-                self.backbone,
-                **inputs,
-                group=decode.sequences,
-                max_new_tokens=decode.max_new_tokens,
-                rules=self.rules,
-            )
-        tokens, lengths, log_probs = jax.device_get(
-            (out.tokens, out.lengths, out.log_probs)
-        )
+        inputs = self.inputs(batch)
+        out = write(self.backbone, **inputs, method=self.method, mesh=self.mesh)
+        tokens, lengths, log_probs = on_host(out)
         for row in range(len(batch)):
             yield [
                 self._generated(
                     tokens[row, i, : lengths[row, i]], float(log_probs[row, i])
                 )
-                for i in range(decode.sequences)
+                for i in range(self.decode.sequences)
             ]
 
     def _generated(self, tokens, log_prob):
         return Generated(self._text(tokens), tuple(tokens.tolist()), log_prob)
 
     def _text(self, tokens) -> str:
-        if len(tokens) and int(tokens[-1]) in self.rules.end:
+        if len(tokens) and int(tokens[-1]) in self.method.rules.end:
             tokens = tokens[:-1]
         text = self.tokenizer.decode(tokens, skip_special_tokens=True)
         assert isinstance(text, str)
@@ -220,7 +207,7 @@ def _encode(prompts, tokenizer, vocabulary) -> list[list[int]]:
     return found
 
 
-def _rules(decode: DecodeConfig, tokenizer, vocabulary: int) -> Rules:
+def _method(decode: DecodeConfig, tokenizer, vocabulary: int) -> Method:
     end = decode.end_tokens
     if end is None:
         own = tokenizer.eos_token_id
@@ -238,11 +225,24 @@ def _rules(decode: DecodeConfig, tokenizer, vocabulary: int) -> Rules:
                 f"decode.{name} has {unknown[0]}; the backbone's tokens are 0 to "
                 f"{vocabulary - 1}"
             )
-    return Rules.of(decode, end)
+    return Method.of(decode, end)
 
 
 def _power_of_two(number: int, least: int) -> int:
     return max(least, 1 << (number - 1).bit_length())
+
+
+def shared_rows(rows: int, mesh: Mesh | None) -> int:
+    """So many rows or a few more, which the devices can share."""
+    share = 1 if mesh is None else mesh.shape["data"]
+    return -(-rows // share) * share
+
+
+@functools.cache
+def _selection(mesh: Mesh | None):
+    """`KV.select`, whose prefixes lie where their rows are."""
+    where = None if mesh is None else NamedSharding(mesh, PartitionSpec(None, "data"))
+    return jax.jit(KV.select, out_shardings=where)
 
 
 def padded_length(longest: int) -> int:
@@ -286,13 +286,6 @@ def _check_seeds(
         (decode.seed, i) if seed is None else (seed, 0) for i, seed in enumerate(seeds)
     ]
     return np.array(pairs, np.uint32).reshape(-1, 2)
-
-
-@jax.jit
-def _keys(seeds: UInt32[Array, "B 2"]) -> Key[Array, " B"]:
-    return jax.vmap(lambda pair: jax.random.fold_in(jax.random.key(pair[0]), pair[1]))(
-        seeds
-    )
 
 
 def _check_room(ids, prompts, prefix, prefix_ids, backbone, decode):

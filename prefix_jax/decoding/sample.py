@@ -1,12 +1,11 @@
 """Greedy decoding and sampling: one compiled loop over a preallocated cache."""
 
 import dataclasses
-from functools import partial
 from typing import no_type_check
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 from prefix_jax.decoding.context import (
     Context,
@@ -47,22 +46,28 @@ def start_sampling(
     prefix: KV | None,
     tokens: Int[Array, "B T"],
     mask: Bool[Array, "B T"],
-    keys: Key[Array, " B"],
+    seeds: UInt32[Array, "B 2"],
     stops: Int[Array, "states V"] | None,
     *,
     group: int,
     max_new_tokens: int,
     rules: Rules,
 ) -> tuple[Context, Sampled]:
-    """Read the prompts and write the first token; `keys` [B], one for each prompt.
+    """Read the prompts and write the first token.
 
+    What a prompt draws depends on its `seeds` alone: a seed, and which of that seed's
+    keys is the prompt's.
     Prompts without a token only fill the batch: nothing is written after them.
     """
     backbone = unrolled(backbone)
     context, logits = read_prompts(backbone, prefix, tokens, mask)
     rows = len(tokens)
     shape = (rows, group)
-    keys = jax.vmap(lambda key: jax.random.split(key, group))(keys)
+
+    def own_keys(seed):
+        key = jax.random.fold_in(jax.random.key(seed[0]), seed[1])
+        return jax.random.split(key, group)
+
     state = Sampled(
         number=jnp.int32(0),
         tokens=jnp.zeros((*shape, max_new_tokens), jnp.int32),
@@ -70,7 +75,7 @@ def start_sampling(
         log_probs=jnp.zeros(shape),
         done=jnp.broadcast_to(~mask.any(-1, keepdims=True), shape),
         stop_state=jnp.full(shape, START),
-        keys=keys,
+        keys=jax.vmap(own_keys)(seeds),
         written=empty_caches(backbone, rows, max_new_tokens * group),
     )
     logits = jnp.broadcast_to(logits[:, None], (*shape, logits.shape[-1]))
@@ -160,13 +165,12 @@ def written_text(
     return text, jnp.concatenate([mask, there], 1)
 
 
-@partial(jax.jit, static_argnames=("group", "max_new_tokens", "rules"))
 def sample(
     backbone: Backbone,
     prefix: KV | None,
     tokens: Int[Array, "B T"],
     mask: Bool[Array, "B T"],
-    keys: Key[Array, " B"],
+    seeds: UInt32[Array, "B 2"],
     stops: Int[Array, "states V"] | None = None,
     *,
     group: int = 1,
@@ -179,7 +183,7 @@ def sample(
         prefix,
         tokens,
         mask,
-        keys,
+        seeds,
         stops,
         group=group,
         max_new_tokens=max_new_tokens,

@@ -18,8 +18,8 @@ class Windows:
         self,
         layer: Int[Array, ""],
         mask: Bool[Array, "#M #T S"] | None,
-        keys_at: Int[Array, "#M S"],
-    ) -> Bool[Array, "#M #T S"]:
+        keys_at: Int[Array, "#N S"],
+    ) -> Bool[Array, "#B #T S"]:
         """The `mask` of keys at these positions, without those beyond the window.
 
         As in transformers, whose prefix counts as text before the text.

@@ -21,14 +21,12 @@ from rich.table import Table
 
 from prefix_jax.config import Config
 from prefix_jax.data.tokens import text_room
-from prefix_jax.decoding.beam import beam_search
 from prefix_jax.decoding.context import unrolled
-from prefix_jax.decoding.request import padded_length
-from prefix_jax.decoding.rules import Rules
-from prefix_jax.decoding.sample import sample
+from prefix_jax.decoding.program import Method, write
+from prefix_jax.decoding.request import padded_length, shared_rows
 from prefix_jax.errors import InputError, first_line
 from prefix_jax.learning.split import folded, merge
-from prefix_jax.mesh import check_heads, make_mesh, replicated
+from prefix_jax.mesh import by_prompts, check_heads, make_mesh
 from prefix_jax.runs.collectives import Collective, collectives
 from prefix_jax.runs.programs import train_program
 from prefix_jax.runs.shapes import (
@@ -210,12 +208,17 @@ def _lower_decode(config: Config, mesh: Mesh):
             return kv and kv.cast(backbone.dtype, rows=1)
 
         kv = jax.eval_shape(fold, state.trainable, frozen)
-        prefix = jax.tree.map(lambda x: _whole(x.shape, x.dtype, mesh), kv)
+        prefix = placed(kv, mesh)
     room = backbone.config.n_positions - decode.max_new_tokens
-    text = decode.batch_size, padded_length(min(config.data.max_length, room))
+    rows = shared_rows(decode.batch_size, mesh)
+    text = rows, padded_length(min(config.data.max_length, room))
     inputs = {
-        "tokens": _whole(text, jnp.int32, mesh),
-        "mask": _whole(text, jnp.bool_, mesh),
+        name: jax.ShapeDtypeStruct(shape, dtype, sharding=by_prompts(mesh))
+        for name, shape, dtype in (
+            ("tokens", text, jnp.int32),
+            ("mask", text, jnp.bool_),
+            ("seeds", (rows, 2), jnp.uint32),
+        )
     }
     held = {"backbone": _bytes(backbone), "prefix": _bytes(prefix)}
     held["batch"] = _bytes(inputs)
@@ -223,27 +226,9 @@ def _lower_decode(config: Config, mesh: Mesh):
     if end is None:
         last = backbone.config.eos_token_id
         end = () if last is None else (last,)
-    how = {
-        "max_new_tokens": decode.max_new_tokens,
-        "rules": Rules.of(decode, end),
-    }
-    if decode.method == "beam":
-        how |= {
-            "width": decode.beams,
-            "length_penalty": decode.length_penalty,
-            "early_stopping": decode.early_stopping,
-        }
-        return beam_search.lower(backbone, prefix, **inputs, **how), held, text
-    keys = jax.eval_shape(
-        lambda: jax.random.split(jax.random.key(0), decode.batch_size)
-    )
-    inputs["keys"] = _whole(keys.shape, keys.dtype, mesh)
-    how["group"] = decode.sequences
-    return sample.lower(backbone, prefix, **inputs, **how), held, text
-
-
-def _whole(shape, dtype, mesh) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=replicated(mesh))
+    method = Method.of(decode, end)
+    lowered = write.lower(backbone, prefix, **inputs, method=method, mesh=mesh)
+    return lowered, held, text
 
 
 def _bytes(tree) -> int:

@@ -84,7 +84,12 @@ class SampleLog:
         if self._rows:
             prompts = [row.tokens[:PROMPT_TOKENS].tolist() for row in self._rows]
             texts = generate(
-                backbone, setup.tokenizer, prompts, prefix=prefix, decode=decode
+                backbone,
+                setup.tokenizer,
+                prompts,
+                prefix=prefix,
+                decode=decode,
+                mesh=setup.mesh,
             )
             sources = setup.tokenizer.batch_decode(prompts)
             yield from zip(sources, texts, repeat(()), strict=False)

@@ -220,6 +220,7 @@ def write_each(
         prefix=bank,
         prefix_ids=None if bank is None else ids,
         decode=decode,
+        mesh=setup.mesh,
         progress=progress,
     )
     rest = iter(text.strip() for text in texts)

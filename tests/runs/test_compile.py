@@ -104,7 +104,8 @@ def test_a_llama_compiles_for_a_slice(tmp_path, tokenizer):
     out = tmp_path / "out.json"
     _, [train, decode] = compile_(*options, out=out)
     assert {one["kind"] for one in train["collectives"]} == {"all-reduce"}
-    _, [parted, _] = compile_(*options, "--mesh.tensor", "2", out=out)
+    _, [parted, writing] = compile_(*options, "--mesh.tensor", "2", out=out)
+    assert "all-reduce" in {one["kind"] for one in writing["collectives"]}
     assert parted["held"]["backbone"] < train["held"]["backbone"]
     assert decode["held"]["backbone"] == train["held"]["backbone"]
 
@@ -121,6 +122,7 @@ def test_the_command_prints_and_stores_both_programs(tmp_path):
     assert "all-reduce" in printed and "16 GB a chip" in printed
     assert "Error" not in printed and "WARNING" not in printed
     assert train["held"]["backbone"] == decode["held"]["backbone"] > 16_000_000
+    assert not decode["collectives"]  # each device writes after its own prompts
 
 
 @needs_libtpu
