@@ -88,13 +88,13 @@ class Compile(Config):
     Prints each device's memory and what devices send to each other; ends with status 1
     where a program does not fit the chips' memory. Needs the extra `tpu`. For example:
 
-    prefix-jax compile configs/e2e_gpt2_medium.py --topology v5e:4x4
+    prefix-jax compile configs/e2e_gpt2_medium.py --topology v5e:2x2 v5e:4x4
 
     prefix-jax compile configs/e2e_gpt2_large.py --topology v4:2x2x1 --mesh.fsdp 4
     """
 
-    topology: str = "v5e:4x4"
-    """Chip, and chips along each axis: v4:2x2x1, v5p:2x2x1, v6e:2x2, for example."""
+    topology: tuple[str, ...] = ("v5e:4x4",)
+    """Slices: chip, and chips along each axis, such as v4:2x2x1, v5p:2x2x1, v6e:2x2."""
     programs: tuple[Literal["train", "decode"], ...] = ("train", "decode")
     """What to compile."""
     out: Path | None = None
@@ -219,12 +219,20 @@ def compile_(arguments: list[str]) -> int:
     from rich.console import Console
 
     from prefix_jax.runs.compile import compile_programs, print_compiled
+    from prefix_jax.runs.slices import slice_devices
 
     config = config_of(options)
     if options.out is not None and not options.out.parent.is_dir():
         raise InputError(f"out is {options.out}, but {options.out.parent} is no folder")
-    found = compile_programs(config, options.topology, options.programs, say=print)
-    print_compiled(found, Console())
+    if not options.topology:
+        raise InputError("topology is empty; name a slice, such as v5e:4x4")
+    for topology in options.topology:
+        slice_devices(topology)  # before the first takes its minutes
+    found, console = [], Console()
+    for topology in options.topology:
+        each = compile_programs(config, topology, options.programs, say=print)
+        print_compiled(each, console)
+        found += each
     if options.out is not None:
         report = [{**dataclasses.asdict(one), "fits": not one.refusal} for one in found]
         options.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
