@@ -73,15 +73,23 @@ def test_layout_parts_the_backbone_only(backbone):
     assert all(x.is_fully_replicated for x in jax.tree.leaves(layout(state, mesh)))
 
 
-@each_family
-@pytest.mark.parametrize("axes", [{"data": 3}, {"data": 2, "fsdp": 2, "tensor": 2}])
 @pytest.mark.parametrize("method", METHODS)
-def test_devices_that_share_prompts_write_the_same(backbone, tokenizer, method, axes):
+def test_devices_that_share_prompts_write_the_same(backbone, tokenizer, method):
     """Law 7: seven prompts, in batches that the devices cannot share evenly."""
+    check_texts(backbone, tokenizer, METHODS[method], {"data": 3})
+
+
+@each_family
+def test_so_they_do_where_each_has_a_part_of_the_backbone(backbone, tokenizer):
+    axes = {"data": 2, "fsdp": 2, "tensor": 2}
+    check_texts(backbone, tokenizer, METHODS["sample"], axes)
+
+
+def check_texts(backbone, tokenizer, method, axes):
     prompts = [*PROMPTS, *PROMPTS[:3]]
     many = bank([make_prefix(backbone, length, seed=length) for length in (2, 5)])
     mesh = make_mesh(MeshConfig(**axes))
-    settings = decode(METHODS[method], batch_size=4)
+    settings = decode(method, batch_size=4)
 
     def run(backbone, mesh=None):
         return generate_sequences(
