@@ -2,6 +2,8 @@
 
 import copy
 import dataclasses
+import json
+import shutil
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from prefix_jax.decoding.generate import (
 from prefix_jax.decoding.request import Request, padded_length
 from prefix_jax.errors import InputError
 from prefix_jax.model.compose import bank
+from prefix_jax.model.loading import load_backbone
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +92,27 @@ def test_an_end_token_that_the_backbone_lacks_is_said_to_be_the_tokenizers(
     settings = decode(DecodeConfig(), end_tokens=(300,))
     with pytest.raises(InputError, match=r"decode\.end_tokens has 300"):
         generate(backbone, tokenizer, PROMPTS, decode=settings)
+
+
+def test_a_text_ends_with_any_token_that_the_configuration_lists(
+    backbone, tokenizer, model_folder, tmp_path
+):
+    """As an instructed Llama's does, which has three of them; transformers' too."""
+
+    def written(backbone):
+        settings = decode(DecodeConfig())
+        return generate_sequences(backbone, tokenizer, PROMPTS, decode=settings)
+
+    free = [one.tokens for [one] in written(backbone)]
+    end = free[0][3]
+    folder = tmp_path / "model"
+    shutil.copytree(model_folder, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["eos_token_id"] = [config["eos_token_id"], end, 999]
+    (folder / "config.json").write_text(json.dumps(config))
+    for [one], tokens in zip(written(load_backbone(folder)), free, strict=True):
+        stop = tokens.index(end) + 1 if end in tokens else len(tokens)
+        assert one.tokens == tokens[:stop]
 
 
 @pytest.mark.parametrize("stop", [(), ("e",)])

@@ -21,6 +21,7 @@ from prefix_jax.errors import InputError
 from prefix_jax.mesh import on_host, put, put_prompts
 from prefix_jax.model.backbone import Backbone
 from prefix_jax.model.kv import KV, check_prefix_ids
+from prefix_jax.model.shape import Shape
 
 SHORTEST_BUCKET = 16
 """Prompts are padded to this or the next power of two: a program for each, no more."""
@@ -78,7 +79,7 @@ class Request:
         chosen = check_prefix_ids(prefix, prefix_ids, len(ids))
         _check_room(ids, prompts, prefix, chosen, backbone, decode)
         vocabulary = backbone.config.vocab_size
-        method = _method(decode, tokenizer, vocabulary)
+        method = _method(decode, tokenizer, backbone.config)
         stops = None
         if decode.stop:
             stops = jnp.asarray(stop_table(decode.stop, tokenizer, vocabulary))
@@ -207,8 +208,8 @@ def _encode(prompts, tokenizer, vocabulary) -> list[list[int]]:
     return found
 
 
-def _method(decode: DecodeConfig, tokenizer, vocabulary: int) -> Method:
-    end = decode.end_tokens
+def _method(decode: DecodeConfig, tokenizer, config: Shape) -> Method:
+    end, vocabulary = decode.end_tokens, config.vocab_size
     if end is None:
         own = tokenizer.eos_token_id
         if own is not None and own >= vocabulary:
@@ -217,7 +218,9 @@ def _method(decode: DecodeConfig, tokenizer, vocabulary: int) -> Method:
                 f"the backbone's tokens are 0 to {vocabulary - 1}: give the tokenizer "
                 "that the backbone was trained with, or say decode.end_tokens"
             )
-        end = () if own is None else (own,)
+        # A prefix has learned to write the first; the backbone may know others.
+        ends = config.end_tokens if own is None else (own, *config.end_tokens)
+        end = tuple(dict.fromkeys(ends))
     for name, tokens in (("end_tokens", end), ("barred_tokens", decode.barred_tokens)):
         unknown = [token for token in tokens if not 0 <= token < vocabulary]
         if unknown:

@@ -58,6 +58,12 @@ class Shape(abc.ABC):
     """Further tokens that end a text."""
 
     @property
+    def end_tokens(self) -> tuple[int, ...]:
+        """All tokens that end a text, of those that the backbone has."""
+        ends = (self.eos_token_id, *self.more_eos_token_ids)
+        return tuple(end for end in ends if end is not None and end < self.vocab_size)
+
+    @property
     @abc.abstractmethod
     def kv_heads(self) -> int:
         """Of keys and values, and so of a prefix; divides `n_head`."""

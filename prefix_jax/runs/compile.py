@@ -224,8 +224,7 @@ def _lower_decode(config: Config, mesh: Mesh):
     held["batch"] = _bytes(inputs)
     end = decode.end_tokens
     if end is None:
-        last = backbone.config.eos_token_id
-        end = () if last is None else (last,)
+        end = backbone.config.end_tokens
     method = Method.of(decode, end)
     lowered = write.lower(backbone, prefix, **inputs, method=method, mesh=mesh)
     return lowered, held, text
