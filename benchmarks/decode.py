@@ -24,7 +24,15 @@ import numpy as np
 import peft
 import torch
 import transformers
-from reports import add_texts, make_parser, random_gpt2, take_turns, write_report
+from reports import (
+    add_texts,
+    make_parser,
+    positive,
+    random_gpt2,
+    run,
+    take_turns,
+    write_report,
+)
 
 import prefix_jax as pj
 from prefix_jax.config import DecodeConfig
@@ -197,11 +205,11 @@ def main() -> None:
     """The command line."""
     parser = make_parser(str(__doc__), rounds=3)
     add_texts(parser)
-    parser.add_argument("--prompts", type=int, default=64)
-    parser.add_argument("--new-tokens", type=int, default=48)
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[16, 32, 64])
-    parser.add_argument("--prefixes", type=int, nargs="+", default=[1, 8, 64])
-    parser.add_argument("--beams", type=int, default=5)
+    parser.add_argument("--prompts", type=positive, default=64)
+    parser.add_argument("--new-tokens", type=positive, default=48)
+    parser.add_argument("--batch-sizes", type=positive, nargs="+", default=[16, 32, 64])
+    parser.add_argument("--prefixes", type=positive, nargs="+", default=[1, 8, 64])
+    parser.add_argument("--beams", type=positive, default=5)
     parser.add_argument("--only", nargs="+", default=["greedy", "beam", "prefixes"])
     options = parser.parse_args()
 
@@ -230,4 +238,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

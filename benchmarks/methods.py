@@ -18,7 +18,7 @@ from pathlib import Path
 
 import jax
 from operations import Method
-from reports import QUIET, make_parser, write_report
+from reports import QUIET, make_parser, run, write_report
 from steps import Step, add_work, asked_work, measure
 
 import prefix_jax as pj
@@ -89,4 +89,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
@@ -25,6 +26,32 @@ QUIET = (
 )
 
 
+def positive(text: str) -> int:
+    """A whole number of 1 or more, for argparse."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}; expected a whole number >= 1")
+    return int(text)
+
+
+def new_file(text: str) -> Path:
+    """A file that can be written when all has been measured, for argparse."""
+    path = Path(text)
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{path} is a folder; expected a file")
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{path.parent} is no folder; make it first")
+    return path
+
+
+def run(main: Callable[[], None]) -> None:
+    """The command line; what the user can mend is said in a line, with status 2."""
+    try:
+        main()
+    except pj.InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
 def make_parser(description: str, *, rounds: int) -> argparse.ArgumentParser:
     """A command line with the options that all have."""
     parser = argparse.ArgumentParser(
@@ -32,10 +59,12 @@ def make_parser(description: str, *, rounds: int) -> argparse.ArgumentParser:
     )
     parser.add_argument("--shape", choices=("tiny", *RELEASED), default="gpt2")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--prefix-length", type=int, default=10)
-    parser.add_argument("--rounds", type=int, default=rounds, help="turns of each side")
-    parser.add_argument("--out", type=Path, help="where the JSON goes")
-    parser.add_argument("--plot", type=Path, help="where a picture of it goes")
+    parser.add_argument("--prefix-length", type=positive, default=10)
+    parser.add_argument(
+        "--rounds", type=positive, default=rounds, help="turns of each side"
+    )
+    parser.add_argument("--out", type=new_file, help="where the JSON goes")
+    parser.add_argument("--plot", type=new_file, help="where a picture of it goes")
     return parser
 
 

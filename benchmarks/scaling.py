@@ -21,7 +21,7 @@ from concurrent.futures import ProcessPoolExecutor
 
 import jax
 import numpy as np
-from reports import QUIET, make_parser, write_report
+from reports import QUIET, make_parser, positive, run, write_report
 from steps import Work, add_work, asked_work, measure, memory_needed
 
 from prefix_jax.process import keep_freed_memory
@@ -172,7 +172,12 @@ def fit_memory(options: argparse.Namespace) -> dict[str, object]:
             rows.append(
                 {"remat": remat, "chunked": chunked, "batch": batch, "bytes": needed}
             )
-            print(f"{rows[-1]}", flush=True)
+            print(
+                f"{'remat' if remat else 'no remat'}, "
+                f"{'chunked' if chunked else 'whole'} loss: "
+                + (f"{batch:,} rows, {needed / 1e9:.3g} GB" if batch else "none fits"),
+                flush=True,
+            )
     whose = "asked for" if options.memory else "the device's" if told else "assumed"
     length = options.fit_length
     return {"gigabytes": gigabytes, "whose": whose, "length": length, "rows": rows}
@@ -185,7 +190,7 @@ def main() -> None:
     add_work(parser)
     for axis, values in AXES.items():
         parser.add_argument(
-            f"--{axis}-values", type=int, nargs="+", default=values, metavar="N"
+            f"--{axis}-values", type=positive, nargs="+", default=values, metavar="N"
         )
     parser.add_argument(
         "--axes", nargs="*", choices=AXES, default=list(AXES), help="which to vary"
@@ -195,6 +200,12 @@ def main() -> None:
         "--fit-length", type=int, default=256, help="tokens of a row there; 0: skip it"
     )
     options = parser.parse_args()
+    if options.fit_length < 0:
+        parser.error(f"--fit-length {options.fit_length}; expected tokens, or 0")
+    if options.memory is not None and options.memory <= 0:
+        parser.error(f"--memory {options.memory}; expected GB above 0")
+    if not options.axes and not options.fit_length:
+        parser.error("--axes is empty and --fit-length 0, which leaves nothing to do")
 
     axes: dict[str, list[dict]] = {}
     # First: on a GPU, a second process finds no memory once this one has started.
@@ -204,9 +215,10 @@ def main() -> None:
     lines = {axis: growth(axis, axes[axis]) for axis in axes if axis != "devices"}
     for axis, found in lines.items():
         for what, fit in found.items():
+            # Through two points any line goes.
+            off = f", off by {fit['off']:.0%} at most" if len(axes[axis]) > 2 else ""
             print(
-                f"{what} by {axis}: {fit['at_zero']:.3g} + {fit['each']:.3g} each, off "
-                f"by {fit['off']:.0%} at most"
+                f"{what} by {axis}: {fit['at_zero']:.3g} + {fit['each']:.3g} each{off}"
             )
     notes = [QUIET]
     if jax.default_backend() == "cpu":
@@ -218,4 +230,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from operations import Method, operations
-from reports import gpt2_shape, take_turns
+from reports import gpt2_shape, positive, take_turns
 
 import prefix_jax as pj
 from prefix_jax.learning import cross_entropy
@@ -45,6 +45,14 @@ class Work:
     """Whether the loss makes logits of some tokens at a time, as it always does; else
     of all at once."""
 
+    def __post_init__(self):
+        needed, limit = self.prefix + self.length, self.shape.n_positions
+        if needed > limit:
+            raise pj.InputError(
+                f"a prefix of {self.prefix} and rows of {self.length} tokens take "
+                f"{needed} positions; this shape has {limit}"
+            )
+
     @property
     def tokens(self) -> int:
         """That a step reads."""
@@ -62,9 +70,11 @@ class Work:
 
 def add_work(parser: argparse.ArgumentParser) -> None:
     """Options for the text of a step."""
-    parser.add_argument("--batch", type=int, default=8, help="rows of a step")
-    parser.add_argument("--length", type=int, default=64, help="tokens of a row")
-    parser.add_argument("--steps", type=int, default=1, help="of each side in a round")
+    parser.add_argument("--batch", type=positive, default=8, help="rows of a step")
+    parser.add_argument("--length", type=positive, default=64, help="tokens of a row")
+    parser.add_argument(
+        "--steps", type=positive, default=1, help="of each side in a round"
+    )
 
 
 def asked_work(options: argparse.Namespace) -> Work:

@@ -7,7 +7,7 @@ import numpy as np
 import prefix_jax as pj
 from prefix_jax.data.bins import Bins, packed_batches
 from prefix_jax.data.tasks import load_examples
-from prefix_jax.data.tokens import Row, encode_examples
+from prefix_jax.data.tokens import Row, check_vocabulary, encode_examples
 from prefix_jax.runs.shapes import backbone_config
 
 LEARNING_RATE = 1e-3
@@ -27,6 +27,8 @@ def rows_of(options) -> list[Row]:
     config = pj.DataConfig(source="e2e", path=str(options.e2e))
     tokenizer = pj.load_tokenizer(options.tokenizer)
     rows = encode_examples(load_examples(config, "train"), tokenizer, config).rows
+    shape = backbone_config(options.shape)
+    check_vocabulary(rows, tokenizer, shape.vocab_size, options.shape)
     if options.examples > len(rows):
         raise pj.InputError(f"--examples {options.examples}: there are {len(rows)}")
     return [rows[i] for i in rng.choice(len(rows), options.examples, replace=False)]

@@ -1,5 +1,6 @@
 """Our training step, as a function that gives one that trains (see train_torch.py)."""
 
+import math
 import time
 from collections.abc import Callable
 
@@ -36,7 +37,10 @@ def ours(rows: list[Row], options) -> Callable[[int], int]:
             INPUT_SECONDS.append(time.perf_counter() - started)
             state, metrics = step(state, frozen, jax.tree.map(jnp.asarray, batch))
             examples += examples_in(batch)
-        jax.block_until_ready(metrics)
+        if metrics is not None and not math.isfinite(metrics["loss"]):
+            raise ArithmeticError(
+                "the loss is not finite: what was timed is no training"
+            )
         return examples
 
     return run

@@ -44,10 +44,19 @@ from pathlib import Path
 import jax
 import numpy as np
 from operations import ceiling, operations
-from reports import add_texts, gpt2_shape, make_parser, take_turns, write_report
+from reports import (
+    add_texts,
+    gpt2_shape,
+    make_parser,
+    positive,
+    run,
+    take_turns,
+    write_report,
+)
 from texts import rows_of
 
 from prefix_jax.data.tokens import Row
+from prefix_jax.errors import InputError
 from prefix_jax.process import keep_freed_memory
 
 SIDES = ("ours", "peft", "peft_kept", "torch", "torch_compiled", "torch_flex")
@@ -63,17 +72,20 @@ def work(name: str, rows: list[Row], options, cache: str, pipe: Connection) -> N
     # Jax, imported by now, no longer reads its environment variable.
     jax.config.update("jax_compilation_cache_dir", cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    if name == "ours":
-        import train_ours as module
+    try:
+        if name == "ours":
+            import train_ours as module
 
-        step = module.ours(rows, options)
-    else:
-        import train_torch as module
-
-        if name.startswith("torch"):
-            step = module.as_torch(rows, options, name)
+            step = module.ours(rows, options)
         else:
-            step = module.as_peft(rows, options)
+            import train_torch as module
+
+            if name.startswith("torch"):
+                step = module.as_torch(rows, options, name)
+            else:
+                step = module.as_peft(rows, options)
+    except InputError as error:
+        sys.exit(f"{name}: {error}")
     started = time.perf_counter()
     step(1)
     pipe.send(time.perf_counter() - started)
@@ -133,11 +145,20 @@ def main() -> None:
     """The command line."""
     parser = make_parser(str(__doc__), rounds=3)
     add_texts(parser)
-    parser.add_argument("--batch-size", type=int, default=10, help="examples a step")
-    parser.add_argument("--pack", type=int, default=256, help="tokens a packed row")
-    parser.add_argument("--length", type=int, help="of random texts, in E2E's place")
     parser.add_argument(
-        "--examples", type=int, default=240, help="the same for each side and round"
+        "--batch-size", type=positive, default=10, help="examples a step"
+    )
+    parser.add_argument(
+        "--pack", type=positive, default=256, help="tokens a packed row"
+    )
+    parser.add_argument(
+        "--length", type=positive, help="of random texts, in E2E's place"
+    )
+    parser.add_argument(
+        "--examples",
+        type=positive,
+        default=240,
+        help="the same for each side and round",
     )
     parser.add_argument(
         "--together",
@@ -158,8 +179,8 @@ def main() -> None:
         parser.error("give --e2e FOLDER or --length TOKENS")
     if options.length:
         options.pack = options.length
-    needed = ["torch", "peft"] if set(options.sides) - {"ours"} else []
-    if missing := [name for name in needed if find_spec(name) is None]:
+    others = ("torch", "peft") if set(options.sides) - {"ours"} else ()
+    if missing := [name for name in others if find_spec(name) is None]:
         parser.error(
             f"the other sides need {' and '.join(missing)}: install "
             "'prefix_jax[test]' on Python 3.11, or give --sides ours"
@@ -175,13 +196,17 @@ def main() -> None:
             sides[name] = Side.start(name, rows, options, cache)
             if not options.together:
                 sides[name].heard()
-        first = {}
+        first, failed = {}, []
         for name, side in list(sides.items()):
             if side.heard():
                 first[name] = side.first
             else:
-                print(f"{name} failed and is left out; see above")
+                failed.append(name)
                 del sides[name]
+        if failed:
+            print(f"failed and left out, see above: {', '.join(failed)}", flush=True)
+        if not sides:
+            sys.exit("no side is left; nothing was measured")
         if "ours" in sides:
             kept = set(Path(cache).glob("*-cache"))
             again = Side.start("ours", rows, options, cache)
@@ -242,8 +267,10 @@ def main() -> None:
         "operations_per_example": count,
         "threads": os.cpu_count(),
     }
-    write_report(options, "train_step", results, ("torch", "transformers", "peft"))
+    write_report(options, "train_step", results, ("transformers", *others))
+    if failed:
+        sys.exit(1)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

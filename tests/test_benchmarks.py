@@ -190,6 +190,41 @@ def test_train_step_asks_for_texts(run, capsys):
     assert "--e2e FOLDER or --length TOKENS" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("benchmark", "options", "message"),
+    [
+        ("methods", ["--rounds", "0"], "'0'; expected a whole number >= 1"),
+        ("methods", ["--batch", "-1"], "'-1'; expected a whole number >= 1"),
+        ("methods", ["--plot", "nowhere/x.png"], "nowhere is no folder"),
+        ("methods", ["--plot", "."], ". is a folder; expected a file"),
+        ("scaling", ["--memory", "0"], "--memory 0.0; expected GB above 0"),
+        ("scaling", ["--axes", "--fit-length", "0"], "leaves nothing to do"),
+        ("train_step", ["--length", "9", "--pack", "x"], "'x'; expected a whole"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_it_is_measured(
+    run, capsys, benchmark, options, message
+):
+    with pytest.raises(SystemExit) as stop:
+        run(benchmark, *options)
+    assert stop.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_what_the_user_can_mend_is_said_in_a_line(run, e2e, monkeypatch, capsys):
+    """Rows too long for the shape; a tokenizer of more tokens than the shape has."""
+    reports, texts = map(importlib.import_module, ("reports", "texts"))
+    small = GPT2Config(vocab_size=50)
+    monkeypatch.setattr(texts, "backbone_config", lambda name: small)
+    for arguments, message in (
+        (("methods", *SMALL, "--length", "600"), "this shape has 512"),
+        (("train_step", "--e2e", e2e), "tiny's are 0 to 49; use the tokenizer"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            reports.run(lambda given=arguments: run(*given))
+        said = capsys.readouterr().err
+        assert stop.value.code == 2 and said.startswith("error: ") and message in said
+
+
 def test_train_step_names_the_packages_that_are_not_there(run, monkeypatch, capsys):
     module = importlib.import_module("train_step")
     monkeypatch.setattr(module, "find_spec", lambda name: None)
