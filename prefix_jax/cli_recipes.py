@@ -222,8 +222,12 @@ def compile_(arguments: list[str]) -> int:
     from prefix_jax.runs.slices import slice_devices
 
     config = config_of(options)
-    if options.out is not None and not options.out.parent.is_dir():
-        raise InputError(f"out is {options.out}, but {options.out.parent} is no folder")
+    if options.out is not None:
+        if not options.out.parent.is_dir():
+            where = f"{options.out.parent} is no folder"
+            raise InputError(f"out is {options.out}, but {where}")
+        if options.out.is_dir():
+            raise InputError(f"out is {options.out}, a folder; give a file")
     if not options.topology:
         raise InputError("topology is empty; name a slice, such as v5e:4x4")
     for topology in options.topology:

@@ -153,9 +153,12 @@ def _join(cluster: ClusterConfig, stops: bool) -> None:
     except Exception as error:
         if launcher == "TPU VM" and isinstance(error, ValueError):
             return  # one that its metadata do not say to be a slice's
+        taken = ""
+        if "Failed to start RPC server" in str(error):
+            taken = "; is the port taken? Then choose another"
         raise InputError(
             f"the processes of this run cannot meet: {first_line(error)} "
-            f"({cluster.coordinator or launcher}); give --cluster.coordinator "
+            f"({cluster.coordinator or launcher}){taken}; give --cluster.coordinator "
             "HOST:PORT, --cluster.processes and --cluster.process, or "
             "--cluster.processes 1 for a run of this process alone"
         ) from error

@@ -176,11 +176,15 @@ def shared_by(mesh: Mesh) -> str:
 
 
 def sharing(mesh: Mesh) -> str:
-    """The line that tells who shares a batch, and how where rows are parted, too."""
-    tensor = mesh.shape["tensor"]
-    parted = f": rows over {mesh.size // tensor}, each of them over {tensor}"
-    found = f"{shared_by(mesh)} of {jax.device_count()} share each batch"
-    return found + parted * (tensor > 1)
+    """The line that tells who shares a batch, and how, where it is not by rows only."""
+    fsdp, tensor = mesh.shape["fsdp"], mesh.shape["tensor"]
+    share = "share" if mesh.size > 1 else "computes"
+    found = f"{shared_by(mesh)} (of {jax.device_count()}) {share} each batch"
+    ways = [
+        (tensor > 1, f"rows over {mesh.size // tensor}, each of them over {tensor}"),
+        (is_parted(mesh), f"the backbone is in {fsdp * tensor} parts"),
+    ]
+    return "; ".join([found, *(way for holds, way in ways if holds)])
 
 
 def elsewhere(before: str | None, now: str) -> str:

@@ -104,7 +104,7 @@ def compile_programs(
     lower = {"train": _lower_train, "decode": _lower_decode}
     found = []
     for program in programs:
-        say(f"compiling {program} for {topology}, {mesh.size} devices ...")
+        say(f"compiling {program} for {topology}, {show_devices(mesh.size)} ...")
         lowered, held, shapes = lower[program](config, mesh)
         started = time.monotonic()
         refusal, temporary = "", 0
@@ -240,6 +240,11 @@ def _bytes(tree) -> int:
     return sum(one(leaf) for leaf in jax.tree.leaves(tree))
 
 
+def show_devices(number: int) -> str:
+    """`1 device`, `16 devices`."""
+    return f"{number} device{'s' * (number > 1)}"
+
+
 def print_compiled(found: Sequence[Compiled], console: Console) -> None:
     """Memory and collectives of each program, and what to do where one does not fit."""
     for one in found:
@@ -248,8 +253,8 @@ def print_compiled(found: Sequence[Compiled], console: Console) -> None:
         share = " of two devices" if chip in TWO_CORES else ""
         verdict = "does NOT fit" if one.refusal else "fits"
         console.print(
-            f"\n{one.program} on {one.topology} ({one.devices} devices): {verdict}, "
-            f"compiled in {one.seconds:.0f} s",
+            f"\n{one.program} on {one.topology} ({show_devices(one.devices)}): "
+            f"{verdict}, compiled in {one.seconds:.0f} s",
             highlight=False,
         )
         what = "tokens" if one.program == "train" else "tokens each to go on from"

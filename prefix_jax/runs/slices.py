@@ -27,8 +27,9 @@ def slice_devices(topology: str) -> Sequence:
     chip, _, sizes = topology.partition(":")
     axes = "1" if chip in FLAT else "2" if chip in MEMORY else "1,2"
     expected = (
-        "expected a chip and how many of them in each direction, such as v5e:4x4, "
-        "v4:2x2x1, v5p:2x2x1 or v6e:2x2"
+        "expected a chip and how many of them in each direction, of which "
+        f"{' and '.join(FLAT)} have two and others three, such as v5e:4x4, v4:2x2x1, "
+        "v5p:2x2x1 or v6e:2x2"
     )
     # libtpu ends the process where a size is 0.
     if not re.fullmatch(rf"[1-9]\d{{,3}}(x[1-9]\d{{,3}}){{{axes}}}", sizes):
