@@ -218,8 +218,7 @@ def compile_(arguments: list[str]) -> int:
 
     from rich.console import Console
 
-    from prefix_jax.runs.compile import compile_programs, print_compiled
-    from prefix_jax.runs.slices import slice_devices
+    from prefix_jax.runs.compile import compile_programs, print_compiled, slice_mesh
 
     config = config_of(options)
     if options.out is not None:
@@ -231,7 +230,7 @@ def compile_(arguments: list[str]) -> int:
     if not options.topology:
         raise InputError("topology is empty; name a slice, such as v5e:4x4")
     for topology in options.topology:
-        slice_devices(topology)  # before the first takes its minutes
+        slice_mesh(config, topology)  # before the first takes its minutes
     found, console = [], Console()
     for topology in options.topology:
         each = compile_programs(config, topology, options.programs, say=print)

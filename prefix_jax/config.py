@@ -167,7 +167,7 @@ class DecodeConfig(Section):
     barred_tokens: tuple[NotNegative, ...] = ()
     """Token ids that are never written."""
     end_tokens: tuple[NotNegative, ...] | None = None
-    """Token ids that end a text. None: the tokenizer's end token and the backbone's."""
+    """Token ids that end a text. None: the tokenizer's, and its configuration's."""
     stop: tuple[str, ...] = ()
     """A text ends before the first of these strings: transformers' `stop_strings` stay
     in the text, and may begin in the prompt."""

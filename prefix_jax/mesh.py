@@ -96,6 +96,15 @@ def make_mesh(
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
+def check_axes(mesh: Mesh | None) -> None:
+    """InputError for a mesh that `make_mesh` has not made."""
+    if mesh is not None and mesh.axis_names != AXES:
+        raise InputError(
+            f"the mesh has the axes {', '.join(map(str, mesh.axis_names))}; expected "
+            f"{', '.join(AXES)}, as make_mesh gives them"
+        )
+
+
 def check_heads(config: MeshConfig, heads: int, backbone: str) -> None:
     """InputError where the backbone's heads of keys cannot be dealt out to `tensor`.
 
@@ -119,12 +128,18 @@ def by_rows(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
-def by_prompts(mesh: Mesh) -> NamedSharding:
-    """The leading axis (prompts to go on from) split over the axis `data` only.
+def by_prompts(mesh: Mesh, axis: int = 0) -> NamedSharding:
+    """An array's `axis` of prompts to go on from, split over the axis `data` only.
 
     Were rows parted over `fsdp` too, all weights would be sent around for each token.
     """
-    return NamedSharding(mesh, PartitionSpec("data"))
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
+
+
+def shared_rows(prompts: int, mesh: Mesh | None) -> int:
+    """So many rows or a few more, which devices can share `by_prompts`."""
+    share = 1 if mesh is None else mesh.shape["data"]
+    return -(-prompts // share) * share
 
 
 def traced_under(mesh: Mesh | None, function: Callable[P, T]) -> Callable[P, T]:
@@ -221,6 +236,9 @@ def on_host(tree: PyTree) -> PyTree[np.ndarray]:
 
     All processes must call it: a part may lie on another's devices.
     """
+
+    if all(array.is_fully_addressable for array in jax.tree.leaves(tree)):
+        return jax.device_get(tree)  # all copies at once
 
     def fetch(array):
         if array.is_fully_addressable or array.is_fully_replicated:

@@ -34,8 +34,11 @@ CONFIGS = {
 }
 each_family = pytest.mark.parametrize(
     "backbone",
-    # What llama has windows has too, but for its tied head.
-    ["gpt2", "windows", pytest.param("llama", marks=pytest.mark.slow)],
+    [
+        # What it has "windows" has too, but for its tied head.
+        pytest.param(name, marks=pytest.mark.slow if name == "llama" else ())
+        for name in CONFIGS
+    ],
     indirect=True,
 )
 """A test, or the fixtures it takes, of the fixture `backbone`."""

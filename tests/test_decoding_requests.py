@@ -108,7 +108,7 @@ def test_a_text_ends_with_any_token_that_the_configuration_lists(
     folder = tmp_path / "model"
     shutil.copytree(model_folder, folder)
     config = json.loads((folder / "config.json").read_text())
-    config["eos_token_id"] = [config["eos_token_id"], end, 999]
+    config["eos_token_id"] = [config["eos_token_id"], end, 999, -1]
     (folder / "config.json").write_text(json.dumps(config))
     for [one], tokens in zip(written(load_backbone(folder)), free, strict=True):
         stop = tokens.index(end) + 1 if end in tokens else len(tokens)

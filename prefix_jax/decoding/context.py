@@ -98,7 +98,8 @@ def read_prompts(
 
     empty = empty_caches(backbone, rows, length)
     hidden = jnp.zeros((rows, backbone.config.n_embd), backbone.dtype)
-    first = jnp.argmax(mask.any(0)) // part
+    # Rows that only fill the batch may be all that a device has.
+    first = jnp.where(mask.any(), jnp.argmax(mask.any(0)), length) // part
     prompt, hidden = jax.lax.fori_loop(first, length // part, read, (empty, hidden))
     start = positions[:, -1] + 1
     return Context(prefix, prompt, tokens, mask, start), backbone.logits(hidden)

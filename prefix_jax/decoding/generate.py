@@ -71,8 +71,8 @@ def generate_sequences(
     prompt's texts do not depend on the other prompts, but samples on its number there;
     with `seeds`, one for each prompt, not even on that: they are what `decode.seed`
     gives the prompt alone (None: as without). `progress` hears how many are done.
-    The devices of a `mesh` (`make_mesh`), where the backbone lies (`mesh.put`), share
-    the rows of each batch over its axis `data`; its processes are all given the same.
+    The devices of a `mesh` (`make_mesh`) share the rows of each batch over its axis
+    `data`; its processes are all given the same.
     Raises InputError for an unknown prefix, where prefix + prompt + new tokens exceed
     the backbone's positions (the last has one too, though nothing reads it), and for
     seeds that nothing would use.

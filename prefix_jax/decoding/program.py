@@ -13,6 +13,7 @@ from prefix_jax.config import DecodeConfig
 from prefix_jax.decoding.beam import EarlyStopping, beam_search
 from prefix_jax.decoding.rules import Rules
 from prefix_jax.decoding.sample import sample
+from prefix_jax.mesh import by_prompts
 from prefix_jax.model.backbone import Backbone
 from prefix_jax.model.kv import KV
 
@@ -43,13 +44,13 @@ class Method:
         """As a recipe asks for; `end` are the tokens that end a text."""
         beam = decode.method == "beam"
         return cls(
-            beam,
-            decode.beams if beam else decode.sequences,
-            decode.max_new_tokens,
-            Rules.of(decode, end),
-            # Which nothing but beams should be compiled anew for.
-            decode.length_penalty if beam else 1.0,
-            decode.early_stopping if beam else "no",
+            beam=beam,
+            group=decode.beams if beam else decode.sequences,
+            max_new_tokens=decode.max_new_tokens,
+            rules=Rules.of(decode, end),
+            # Only a program of beams depends on these.
+            length_penalty=decode.length_penalty if beam else 1.0,
+            early_stopping=decode.early_stopping if beam else "no",
         )
 
 
@@ -68,46 +69,35 @@ def write(
     """The sequences after each prompt; `seeds` as `sample.start_sampling` has them.
 
     Under a `mesh` B is a multiple of its axis `data`. Each part of the devices writes
-    after its own rows and is done when they are: none waits for another or sends it
+    after its own rows and is done when they are: no part waits for another or sends it
     anything. (Left to itself XLA would gather the scores of all rows for `top_k`.)
     """
 
+    how = {"max_new_tokens": method.max_new_tokens, "rules": method.rules}
+
     def own_rows(backbone, prefix, tokens, mask, seeds, stops):
+        given = backbone, prefix, tokens, mask
         if method.beam:
             out = beam_search(
-                backbone,
-                prefix,
-                tokens,
-                mask,
+                *given,
                 stops,
                 width=method.group,
-                max_new_tokens=method.max_new_tokens,
                 length_penalty=method.length_penalty,
                 early_stopping=method.early_stopping,
-                rules=method.rules,
+                **how,
             )
         else:
-            out = sample(
-                backbone,
-                prefix,
-                tokens,
-                mask,
-                seeds,
-                stops,
-                group=method.group,
-                max_new_tokens=method.max_new_tokens,
-                rules=method.rules,
-            )
+            out = sample(*given, seeds, stops, group=method.group, **how)
         return Written(out.tokens, out.lengths, out.log_probs)
 
     if mesh is not None and mesh.shape["data"] > 1:
-        whole, rows = PartitionSpec(), PartitionSpec("data")
-        own_prefixes = prefix is not None and prefix.number > 1
-        of_rows = PartitionSpec(None, "data") if own_prefixes else whole
+        whole, rows = PartitionSpec(), by_prompts(mesh).spec
+        each_its_own = prefix is not None and prefix.number > 1
+        prefixes = by_prompts(mesh, axis=1).spec if each_its_own else whole
         own_rows = jax.shard_map(
             own_rows,
             mesh=mesh,
-            in_specs=(whole, of_rows, rows, rows, rows, whole),
+            in_specs=(whole, prefixes, rows, rows, rows, whole),
             out_specs=rows,
             # The other axes part weights, which is left to XLA.
             axis_names={"data"},

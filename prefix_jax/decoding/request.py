@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Int, UInt32
 from transformers import PreTrainedTokenizerBase
 
@@ -18,7 +18,14 @@ from prefix_jax.decoding.context import unrolled
 from prefix_jax.decoding.program import Method, write
 from prefix_jax.decoding.stops import stop_table
 from prefix_jax.errors import InputError
-from prefix_jax.mesh import on_host, put, put_prompts
+from prefix_jax.mesh import (
+    by_prompts,
+    check_axes,
+    on_host,
+    put,
+    put_prompts,
+    shared_rows,
+)
 from prefix_jax.model.backbone import Backbone
 from prefix_jax.model.kv import KV, check_prefix_ids
 from prefix_jax.model.shape import Shape
@@ -75,6 +82,7 @@ class Request:
         mesh: Mesh | None = None,
     ) -> "Request":
         """Raises InputError as `generate` says."""
+        check_axes(mesh)
         ids = _encode(prompts, tokenizer, backbone.config.vocab_size)
         chosen = check_prefix_ids(prefix, prefix_ids, len(ids))
         _check_room(ids, prompts, prefix, chosen, backbone, decode)
@@ -87,10 +95,11 @@ class Request:
             prefix = prefix.cast(backbone.dtype, rows=1)
         if prefix is None or prefix.number == 1:
             chosen = None
+        backbone = _unrolled(backbone)
         if mesh is not None:
-            prefix, stops = put((prefix, stops), mesh)
+            backbone, prefix, stops = put((backbone, prefix, stops), mesh)
         return cls(
-            _unrolled(backbone),
+            backbone,
             tokenizer,
             ids,
             prefix,
@@ -235,16 +244,10 @@ def _power_of_two(number: int, least: int) -> int:
     return max(least, 1 << (number - 1).bit_length())
 
 
-def shared_rows(rows: int, mesh: Mesh | None) -> int:
-    """So many rows or a few more, which the devices can share."""
-    share = 1 if mesh is None else mesh.shape["data"]
-    return -(-rows // share) * share
-
-
 @functools.cache
 def _selection(mesh: Mesh | None):
     """`KV.select`, whose prefixes lie where their rows are."""
-    where = None if mesh is None else NamedSharding(mesh, PartitionSpec(None, "data"))
+    where = None if mesh is None else by_prompts(mesh, axis=1)
     return jax.jit(KV.select, out_shardings=where)
 
 

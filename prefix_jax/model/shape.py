@@ -59,9 +59,10 @@ class Shape(abc.ABC):
 
     @property
     def end_tokens(self) -> tuple[int, ...]:
-        """All tokens that end a text, of those that the backbone has."""
+        """All that end a text, of the tokens that there are: a -1 means none."""
         ends = (self.eos_token_id, *self.more_eos_token_ids)
-        return tuple(end for end in ends if end is not None and end < self.vocab_size)
+        known = range(self.vocab_size)
+        return tuple(end for end in ends if end is not None and end in known)
 
     @property
     @abc.abstractmethod

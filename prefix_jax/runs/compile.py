@@ -23,10 +23,10 @@ from prefix_jax.config import Config
 from prefix_jax.data.tokens import text_room
 from prefix_jax.decoding.context import unrolled
 from prefix_jax.decoding.program import Method, write
-from prefix_jax.decoding.request import padded_length, shared_rows
+from prefix_jax.decoding.request import padded_length
 from prefix_jax.errors import InputError, first_line
 from prefix_jax.learning.split import folded, merge
-from prefix_jax.mesh import by_prompts, check_heads, make_mesh
+from prefix_jax.mesh import by_prompts, check_heads, make_mesh, shared_rows
 from prefix_jax.runs.collectives import Collective, collectives
 from prefix_jax.runs.programs import train_program
 from prefix_jax.runs.shapes import (
@@ -99,8 +99,7 @@ def compile_programs(
     config = config.resolved()
     shape = backbone_config(config.backbone.name)
     check_heads(config.mesh, shape.kv_heads, config.backbone.name)
-    rows = config.train.batch_size // config.train.accumulate
-    mesh = make_mesh(config.mesh, batch_size=rows, given=slice_devices(topology))
+    mesh = slice_mesh(config, topology)
     lower = {"train": _lower_train, "decode": _lower_decode}
     found = []
     for program in programs:
@@ -140,6 +139,17 @@ def compile_programs(
             )
         )
     return found
+
+
+def slice_mesh(config: Config, topology: str) -> Mesh:
+    """The mesh of a recipe on a slice's devices; InputError where there is none."""
+    rows, devices = config.train.batch_size, slice_devices(topology)
+    try:
+        return make_mesh(
+            config.mesh, batch_size=rows // config.train.accumulate, given=devices
+        )
+    except InputError as error:
+        raise InputError(f"{topology}: {error}") from error
 
 
 def _advice(config: Config, program: Program, refusal: str) -> str:

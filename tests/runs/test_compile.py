@@ -157,6 +157,7 @@ REFUSED = [
     ([], "topology is empty; name a slice"),
     (["v5e:2x2x2"], 'topology is "v5e:2x2x2"; expected a chip and'),
     (["v9:2x2"], 'topology "v9:2x2" is not known'),
+    (["v5e:2x4", "v5e:2x2", "--mesh.fsdp", "8"], "v5e:2x2: mesh.data None, mesh.fsdp"),
     (["v5e:2x2", "--mesh.tensor", "3"], "tiny's 4 heads of keys"),
     (["v5e:2x2", "--data.max-length", "600"], "exceeds tiny's 512"),
     (["v5e:2x2", "--mesh.parallel", "pmap"], "--mesh.parallel jit"),
