@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import stat
 
 import numpy as np
@@ -11,7 +12,13 @@ import pytest
 from prefix_jax.model.tensor_files import save_tensors
 from prefix_jax.model.weights import save_backbone
 from prefix_jax.seal import SUMS
-from prefix_jax.storage.files import recover, replaced, write_json, write_text
+from prefix_jax.storage.files import (
+    recover,
+    remove_folder,
+    replaced,
+    write_json,
+    write_text,
+)
 from prefix_jax.storage.log import MetricsLog
 
 
@@ -114,3 +121,27 @@ def test_the_umask_says_who_may_read(tmp_path, umask, mask, small, tokenizer):
     for path in tmp_path.rglob("*"):
         most = 0o777 if path.is_dir() else 0o666
         assert stat.S_IMODE(path.stat().st_mode) == most & ~mask, path
+
+
+def test_a_folder_that_is_being_written_in_is_removed(tmp_path, monkeypatch):
+    """Each time something else has come into it, until nothing does."""
+    folder, calls = tmp_path / "half", []
+    (folder / "d").mkdir(parents=True)
+    rmdir = os.rmdir
+
+    def late(name, **where):
+        calls.append(name)
+        if len(calls) <= 3:
+            (folder / "d" / str(len(calls))).write_text("late")
+        rmdir(name, **where)
+
+    monkeypatch.setattr(os, "rmdir", late)
+    with pytest.raises(OSError, match="not empty"):
+        shutil.rmtree(folder)
+    remove_folder(folder)
+    assert len(calls) > 3 and not folder.exists()
+    remove_folder(folder)  # it is gone: nothing to do
+    calls.clear()
+    (folder / "d").mkdir(parents=True)
+    with pytest.raises(OSError, match="not empty"):  # the time is over
+        remove_folder(folder, seconds=0.0)

@@ -31,7 +31,7 @@ from prefix_jax.errors import InputError, first_line
 from prefix_jax.learning.step import TrainState
 from prefix_jax.storage.checkpoint_record import Folder, is_step, read_arrays
 from prefix_jax.storage.digest import array_digests, text_digest
-from prefix_jax.storage.files import to_disk
+from prefix_jax.storage.files import remove_folder, to_disk
 from prefix_jax.storage.state_arrays import (
     check_arrays,
     facts,
@@ -331,7 +331,7 @@ def _tidy(folder: Path) -> None:
     """Removes what a killed process left half-written on this machine's disk."""
     for one in filter(Path.is_dir, folder.iterdir()):
         if ocp.utils.TMP_DIR_SUFFIX in one.name:
-            rmtree(one)
+            remove_folder(one)
         elif is_step(one) and not any(one.iterdir()):
             one.rmdir()  # Orbax would take it for the latest checkpoint
 

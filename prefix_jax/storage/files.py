@@ -6,10 +6,12 @@ being written then lies beside them, under a name that begins with a dot.
 """
 
 import contextlib
+import errno
 import json
 import math
 import os
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -64,6 +66,22 @@ def recover(folder: Path) -> None:
     old = folder.with_name(f".{folder.name}.old")
     if old.is_dir() and not folder.exists():
         old.rename(folder)
+
+
+def remove_folder(folder: Path, seconds: float = 10.0) -> None:
+    """Remove a folder that others may still be writing in, for so long.
+
+    When a checkpoint's write fails, TensorStore's threads go on with its other files.
+    """
+    until = time.monotonic() + seconds
+    while folder.exists():
+        try:
+            shutil.rmtree(folder)
+        except OSError as error:
+            changing = error.errno in (errno.ENOTEMPTY, errno.ENOENT)
+            if not changing or time.monotonic() > until:
+                raise
+            time.sleep(0.01)
 
 
 def to_disk(path: Path) -> None:
