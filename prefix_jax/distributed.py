@@ -11,6 +11,7 @@ import importlib.util
 import json
 import os
 import re
+import socket
 import sys
 import threading
 from collections.abc import Iterator, Mapping
@@ -136,6 +137,9 @@ def _join(cluster: ClusterConfig, stops: bool) -> None:
         return
     if jax.distributed.is_initialized():
         return
+    if cluster.process == 0:
+        assert cluster.coordinator
+        _check_port(int(cluster.coordinator.rpartition(":")[2]))
     jax.config.update("jax_enable_preemption_service", stops)
     # If jax waits in vain it ends the process with a trace of its own machinery.
     watch = threading.Timer(cluster.timeout, _give_up, [cluster, launcher])
@@ -153,17 +157,27 @@ def _join(cluster: ClusterConfig, stops: bool) -> None:
     except Exception as error:
         if launcher == "TPU VM" and isinstance(error, ValueError):
             return  # one that its metadata do not say to be a slice's
-        taken = ""
-        if "Failed to start RPC server" in str(error):
-            taken = "; is the port taken? Then choose another"
         raise InputError(
             f"the processes of this run cannot meet: {first_line(error)} "
-            f"({cluster.coordinator or launcher}){taken}; give --cluster.coordinator "
+            f"({cluster.coordinator or launcher}); give --cluster.coordinator "
             "HOST:PORT, --cluster.processes and --cluster.process, or "
             "--cluster.processes 1 for a run of this process alone"
         ) from error
     finally:
         watch.cancel()
+
+
+def _check_port(port: int) -> None:
+    """InputError for one that is taken, of which jax may die without a word."""
+    dual = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if dual else socket.AF_INET
+    try:
+        socket.create_server(("", port), family=family, dualstack_ipv6=dual).close()
+    except OSError as error:
+        raise InputError(
+            f"port {port} of cluster.coordinator cannot be opened here, on process 0: "
+            f"{error.strerror}; choose another, the same for all processes"
+        ) from error
 
 
 def _launcher() -> str | None:

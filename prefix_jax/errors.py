@@ -66,3 +66,8 @@ def printable(text: str) -> str:
 def first_line(error: BaseException) -> str:
     """What an error says first; its type's name where it says nothing."""
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 source`, `1,000 sources`."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"

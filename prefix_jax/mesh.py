@@ -12,7 +12,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from prefix_jax.config import MeshConfig
-from prefix_jax.errors import InputError
+from prefix_jax.errors import InputError, counted
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -185,9 +185,9 @@ def layout(tree: PyTree, mesh: Mesh) -> PyTree[NamedSharding]:
 
 def shared_by(mesh: Mesh) -> str:
     """How many devices and processes share a batch, in words: what a sum depends on."""
-    devices, processes = mesh.size, jax.process_count()
+    processes = jax.process_count()
     of = f" of {processes} processes" if processes > 1 else ""
-    return f"{devices} device{'s' * (devices > 1)}{of}"
+    return counted(mesh.size, "device") + of
 
 
 def sharing(mesh: Mesh) -> str:
@@ -236,7 +236,6 @@ def on_host(tree: PyTree) -> PyTree[np.ndarray]:
 
     All processes must call it: a part may lie on another's devices.
     """
-
     if all(array.is_fully_addressable for array in jax.tree.leaves(tree)):
         return jax.device_get(tree)  # all copies at once
 

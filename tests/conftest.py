@@ -47,6 +47,7 @@ from prefix_jax.model.weights import save_backbone
 jax.config.update("jax_num_cpu_devices", 8)
 
 REPOSITORY = Path(__file__).parents[1]
+BENCHMARKS = REPOSITORY / "benchmarks"
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -126,3 +127,15 @@ def folder(tmp_path, small) -> Path:
     folder = tmp_path / "model"
     save_backbone(folder, small)
     return folder
+
+
+@pytest.fixture
+def e2e(tmp_path) -> str:
+    """E2E's files with a handful of examples."""
+    features = "name[Blue Spice], area[riverside]"
+    folder = tmp_path / "e2e"
+    folder.mkdir()
+    for name in ("trainset", "devset", "testset_w_refs"):
+        lines = [f'"{features}",Blue Spice no. {i} is by the river.' for i in range(9)]
+        (folder / f"{name}.csv").write_text("\n".join(["mr,ref", *lines, ""]))
+    return str(folder)

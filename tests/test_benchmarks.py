@@ -1,26 +1,20 @@
-"""The scripts in benchmarks/ measure what they say."""
+"""The benchmarks of speed and memory measure what they say."""
 
-import contextlib
 import importlib
 import importlib.util
 import json
 import math
-import runpy
 import sys
 
 import jax
 import numpy as np
 import pytest
-from conftest import REPOSITORY
-from rounding import SUM
+from conftest import BENCHMARKS
 
 from prefix_jax.learning.split import count, leaf_names
 from prefix_jax.model.gpt2 import GPT2
 from prefix_jax.model.gpt2_config import GPT2Config
-from prefix_jax.model.loading import END, load_config
-
-BENCHMARKS = REPOSITORY / "benchmarks"
-FEATURES = "name[Blue Spice], area[riverside]"
+from prefix_jax.model.loading import load_config
 
 
 @pytest.fixture
@@ -42,17 +36,6 @@ def run(tmp_path, monkeypatch):
         return report
 
     return run
-
-
-@pytest.fixture
-def e2e(tmp_path) -> str:
-    """E2E's files with a handful of examples."""
-    folder = tmp_path / "e2e"
-    folder.mkdir()
-    for name in ("trainset", "devset", "testset_w_refs"):
-        lines = [f'"{FEATURES}",Blue Spice no. {i} is by the river.' for i in range(9)]
-        (folder / f"{name}.csv").write_text("\n".join(["mr,ref", *lines, ""]))
-    return str(folder)
 
 
 COSTS = {"seconds", "rounds", "cpu_seconds", "tokens_per_second", "operations"}
@@ -184,6 +167,27 @@ def test_train_step_on_random_texts(run, monkeypatch):
         )
 
 
+@pytest.mark.slow
+def test_a_side_that_fails_is_left_out_and_told_by_the_status(run, e2e, capfd):
+    """A row of E2E is longer than the packed one that is asked for."""
+    with pytest.raises(SystemExit) as stop:
+        run(
+            "train_step",
+            "--e2e",
+            e2e,
+            "--pack",
+            "3",
+            "--sides",
+            "ours",
+            "--examples",
+            "6",
+        )
+    assert stop.value.code == "no side is left; nothing was measured"
+    said, errors = capfd.readouterr()
+    assert "failed and left out, see above: ours" in said
+    assert "ours: the longest row has" in errors and "Traceback" not in errors
+
+
 def test_train_step_asks_for_texts(run, capsys):
     with pytest.raises(SystemExit):
         run("train_step")
@@ -265,124 +269,3 @@ def test_operations_are_those_of_the_matrices(run):
     assert count["full"]["head"] == 1.5 * count["prefix"]["head"]
     assert count["prefix"]["attention"] == count["full"]["attention"]
     assert count["top2"]["attention"] == count["full"]["attention"] * 2 / 3
-
-
-def test_the_fuzzer_changes_one_file(monkeypatch):
-    """By values where it is JSON, so that most cases get past the parser."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    fuzz, targets = map(importlib.import_module, ("fuzz", "fuzz_targets"))
-    files = [b'{"a": {"b": [1, "x"]}}', b"no JSON at all"]
-    case, whole = targets.MARK.join(files), 0
-    for seed in range(300):
-        given = case, targets.MARK, 1000, seed, lambda part, room: part[:-1]
-        changed = fuzz.mutate(*given)
-        assert changed == fuzz.mutate(*given) and len(changed) <= 1000
-        if changed.endswith(files[1]) and changed != case:
-            with contextlib.suppress(ValueError):
-                json.loads(changed.removesuffix(targets.MARK + files[1]))
-                whole += 1
-    assert whole > 50
-
-
-def test_perplexity_is_that_of_every_window(
-    backbone, tokenizer, model_folder, tmp_path, monkeypatch, capsys
-):
-    documents = [
-        "The mill by the river is old.",
-        "name : Blue Spice | area : riverside",
-    ] * 20
-    text = tmp_path / "text.txt"
-    text.write_text("".join(f"{document}\n{END}\n" for document in documents))
-    arguments = ["perplexity.py", "--text", str(text), "--backbone", str(model_folder)]
-    if importlib.util.find_spec("torch"):
-        arguments.append("--torch")
-    monkeypatch.setattr(sys, "argv", arguments)
-    runpy.run_path(str(BENCHMARKS / "perplexity.py"), run_name="__main__")
-    scores = json.loads(capsys.readouterr().out)
-
-    ids = [token for one in documents for token in [*tokenizer.encode(one), 0]]
-    length = backbone.config.n_positions
-    windows = [
-        ids[start : start + length] for start in range(0, len(ids) - length + 1, length)
-    ]
-    nll = 0.0
-    for window in windows:
-        chances = jax.nn.log_softmax(backbone(jax.numpy.asarray([window[:-1]]))[0])
-        nll -= sum(float(chances[i, token]) for i, token in enumerate(window[1:]))
-    tokens = sum(len(window) - 1 for window in windows)
-    written = "".join(tokenizer.decode(window[1:]) for window in windows)
-    size = len(written.replace(END, "").encode())
-    assert len(windows) > 1
-    assert (scores["tokens"], scores["bytes"]) == (tokens, size)
-    assert scores["loss_per_token"] == pytest.approx(nll / tokens, rel=SUM["rtol"])
-    if "--torch" in arguments:
-        assert scores["torch_loss_per_token"] == pytest.approx(
-            nll / tokens, rel=SUM["rtol"]
-        )
-    assert scores["perplexity_per_byte"] == pytest.approx(
-        math.exp(nll / size), rel=SUM["rtol"]
-    )
-
-
-def test_peft_learns_the_same(e2e, model_folder, tmp_path, monkeypatch):
-    pytest.importorskip("peft")
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    recipe, out = tmp_path / "recipe.py", tmp_path / "learning.json"
-    recipe.write_text(
-        "from prefix_jax import *\nconfig = Config("
-        f'backbone=BackboneConfig("{model_folder}"), prefix=PrefixConfig(length=3), '
-        'data=DataConfig(source="e2e", max_length=40, pack=40), '
-        "optim=OptimConfig(learning_rate=0.1), train=TrainConfig(batch_size=2))"
-    )
-    arguments = ["learning.py", str(recipe), "--e2e", e2e, "--steps", "4"]
-    monkeypatch.setattr(sys, "argv", [*arguments, "--out", str(out)])
-    importlib.import_module("learning").main()
-    report = json.loads(out.read_text())
-    losses = np.array([report["losses"]["ours"], report["losses"]["peft"]])
-    assert losses.shape == (2, 4) and losses[0, 0] - losses[0, -1] > 0.1
-    np.testing.assert_allclose(*losses, rtol=1e-4)
-    assert report["largest_difference"] == abs(losses[0] - losses[1]).max()
-    assert str(tmp_path) not in out.read_text()
-
-
-def test_the_table_of_parity(tmp_path, monkeypatch):
-    pytest.importorskip("torch")
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    logits = importlib.import_module("logits")
-    some = {name: logits.VARIANTS[name] for name in ("GPT-2", "Qwen3")}
-    monkeypatch.setattr(logits, "VARIANTS", some)
-    table = tmp_path / "parity.md"
-    monkeypatch.setattr(sys, "argv", ["logits.py", "--markdown", str(table)])
-    logits.main()
-    rows = [line.split("|")[1:-1] for line in table.read_text().splitlines()[2:]]
-    assert [(row[0].strip(), row[1].strip()) for row in rows] == [
-        (name, prefix) for name in some for prefix in ("none", str(logits.PREFIX))
-    ]
-    for *_, largest, whole, right, left in rows:
-        assert float(largest) > 5
-        assert all(0 < float(x) < 1e-5 * float(largest) for x in (whole, right, left))
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_damage_is_found_or_harmless(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    out = tmp_path / "damage.json"
-    # Half of the files can be damaged and nothing is lost; which are hit is chance,
-    # their names being random: of 16 some matter, but for once in 60,000 runs.
-    importlib.import_module("damage").main(["--times", "16", "--out", str(out)])
-    report = json.loads(out.read_text())
-    assert report["wrong"] == []
-    for kind in ("flipped bit", "cut short"):
-        assert sum(report[kind].values()) == 16 and report[kind]["detected"] > 0
-
-
-@pytest.mark.slow
-def test_a_run_that_is_killed_ends_as_if_it_had_not_been(tmp_path, monkeypatch):
-    """The short form of a hundred kills."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    out = tmp_path / "kill_resume.json"
-    kill_resume = importlib.import_module("kill_resume")
-    kill_resume.main(["--kills", "2", "--steps", "12", "--out", str(out)])
-    report = json.loads(out.read_text())
-    assert report["kills"] == report["resumed"] == 2
-    assert report["runs"] == report["equal"] > 0 and report["different"] == []

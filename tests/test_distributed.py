@@ -8,6 +8,7 @@ import sys
 
 import jax
 import pytest
+from conftest import REPOSITORY
 
 from prefix_jax.cli import main
 from prefix_jax.cli_options import parse
@@ -143,6 +144,27 @@ def test_tpu_slices_are_several_processes(environment, several, asked, monkeypat
             assert asked == [(None, None, None)] * several
     finally:
         jax.config.update("jax_platforms", before)
+
+
+def test_a_port_that_is_taken_is_named_as_such():
+    """jax says only that its server could not start, or dies of it."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        cluster = ["--cluster.coordinator", address, "--cluster.processes", "2"]
+        cluster += ["--cluster.process", "0", "--cluster.timeout", "20"]
+        recipe = str(REPOSITORY / "configs" / "quickstart.py")
+        ended = subprocess.run(
+            [sys.executable, "-c", PROGRAM, "train", recipe, *cluster],
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+    assert ended.returncode == 2
+    port = address.partition(":")[2]
+    assert f"port {port} of cluster.coordinator cannot be opened" in ended.stderr
+    assert "choose another" in ended.stderr and "Traceback" not in ended.stderr
 
 
 def test_a_cluster_that_jax_cannot_read_is_an_error_of_one_line(monkeypatch, capsys):

@@ -15,7 +15,7 @@ from prefix_jax.decoding.generate import generate_sequences
 from prefix_jax.decoding.program import write
 from prefix_jax.decoding.request import Request
 from prefix_jax.learning.step import init_train_state, make_train_step
-from prefix_jax.mesh import layout, make_mesh, put
+from prefix_jax.mesh import layout, make_mesh, put, sharing
 from prefix_jax.model.compose import bank
 from prefix_jax.runs.collectives import collectives
 
@@ -142,3 +142,23 @@ def test_devices_that_share_prompts_send_nothing(backbone, tokenizer, method):
         assert not collectives(compiled.as_text() or "")
         needed.append(compiled.memory_analysis().temp_size_in_bytes)
     assert needed[1] < 0.5 * needed[0]
+
+
+@pytest.mark.parametrize(
+    ("axes", "line"),
+    [
+        ({"data": 1}, "1 device (of 8) computes each batch"),
+        ({"data": 8}, "8 devices (of 8) share each batch"),
+        (
+            {"data": 1, "fsdp": 4},
+            "4 devices (of 8) share each batch; the backbone is in 4 parts",
+        ),
+        (
+            ALL_WAYS,
+            "8 devices (of 8) share each batch; rows over 4, each of them over 2; "
+            "the backbone is in 4 parts",
+        ),
+    ],
+)
+def test_who_shares_a_batch_is_told(axes, line):
+    assert sharing(make_mesh(MeshConfig(**axes))) == line

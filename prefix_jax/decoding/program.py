@@ -72,7 +72,6 @@ def write(
     after its own rows and is done when they are: no part waits for another or sends it
     anything. (Left to itself XLA would gather the scores of all rows for `top_k`.)
     """
-
     how = {"max_new_tokens": method.max_new_tokens, "rules": method.rules}
 
     def own_rows(backbone, prefix, tokens, mask, seeds, stops):

@@ -10,9 +10,9 @@ from rich.table import Table
 
 from prefix_jax.config import Config
 from prefix_jax.data.tasks import Split
-from prefix_jax.errors import InputError
+from prefix_jax.errors import InputError, counted
 from prefix_jax.runs.evaluate import check_limit, score
-from prefix_jax.runs.evaluation import Evaluation, counted, write_evaluation
+from prefix_jax.runs.evaluation import Evaluation, write_evaluation
 from prefix_jax.runs.prepare import prepare
 from prefix_jax.runs.record import check_folder, check_run
 from prefix_jax.runs.result import stored_bytes

@@ -24,7 +24,7 @@ from prefix_jax.data.tokens import text_room
 from prefix_jax.decoding.context import unrolled
 from prefix_jax.decoding.program import Method, write
 from prefix_jax.decoding.request import padded_length
-from prefix_jax.errors import InputError, first_line
+from prefix_jax.errors import InputError, counted, first_line
 from prefix_jax.learning.split import folded, merge
 from prefix_jax.mesh import by_prompts, check_heads, make_mesh, shared_rows
 from prefix_jax.runs.collectives import Collective, collectives
@@ -103,7 +103,7 @@ def compile_programs(
     lower = {"train": _lower_train, "decode": _lower_decode}
     found = []
     for program in programs:
-        say(f"compiling {program} for {topology}, {show_devices(mesh.size)} ...")
+        say(f"compiling {program} for {topology}, {counted(mesh.size, 'device')} ...")
         lowered, held, shapes = lower[program](config, mesh)
         started = time.monotonic()
         refusal, temporary = "", 0
@@ -250,11 +250,6 @@ def _bytes(tree) -> int:
     return sum(one(leaf) for leaf in jax.tree.leaves(tree))
 
 
-def show_devices(number: int) -> str:
-    """`1 device`, `16 devices`."""
-    return f"{number} device{'s' * (number > 1)}"
-
-
 def print_compiled(found: Sequence[Compiled], console: Console) -> None:
     """Memory and collectives of each program, and what to do where one does not fit."""
     for one in found:
@@ -263,7 +258,7 @@ def print_compiled(found: Sequence[Compiled], console: Console) -> None:
         share = " of two devices" if chip in TWO_CORES else ""
         verdict = "does NOT fit" if one.refusal else "fits"
         console.print(
-            f"\n{one.program} on {one.topology} ({show_devices(one.devices)}): "
+            f"\n{one.program} on {one.topology} ({counted(one.devices, 'device')}): "
             f"{verdict}, compiled in {one.seconds:.0f} s",
             highlight=False,
         )

@@ -12,10 +12,10 @@ from prefix_jax.config import Config, DecodeConfig
 from prefix_jax.data.tasks import Example, Split
 from prefix_jax.data_config import label_words
 from prefix_jax.distributed import check_alike, is_first
-from prefix_jax.errors import InputError
+from prefix_jax.errors import InputError, counted
 from prefix_jax.model.backbone import Backbone
 from prefix_jax.model.kv import KV
-from prefix_jax.runs.evaluation import Evaluation, counted, write_evaluation
+from prefix_jax.runs.evaluation import Evaluation, write_evaluation
 from prefix_jax.runs.prefixes import load_bank
 from prefix_jax.runs.prepare import Rows, Setup, prepare
 from prefix_jax.runs.progress import counting, screen

@@ -15,6 +15,7 @@ from rich.table import Table as RichTable
 from prefix_jax.checks import NotNegative, check, words
 from prefix_jax.config import FIELDS
 from prefix_jax.data.tasks import Split
+from prefix_jax.errors import counted
 from prefix_jax.runs.validate import Written
 from prefix_jax.scoring.classes import ClassReport
 from prefix_jax.scoring.metrics import NAMES, show, show_value
@@ -206,11 +207,6 @@ def show_settings(result: Evaluation) -> str:
     return ", ".join(
         f"{name} {' '.join(words(value))}" for name, value in result.settings.items()
     )
-
-
-def counted(number: int, noun: str) -> str:
-    """`1 source`, `1,000 sources`."""
-    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def subset_table(result: Evaluation) -> Table:
