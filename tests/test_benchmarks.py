@@ -221,7 +221,10 @@ def test_what_the_user_can_mend_is_said_in_a_line(run, e2e, monkeypatch, capsys)
     monkeypatch.setattr(texts, "backbone_config", lambda name: small)
     for arguments, message in (
         (("methods", *SMALL, "--length", "600"), "this shape has 512"),
-        (("train_step", "--e2e", e2e), "tiny's are 0 to 49; use the tokenizer"),
+        (
+            ("train_step", "--e2e", e2e, "--sides", "ours"),
+            "tiny's are 0 to 49; use the tokenizer",
+        ),
     ):
         with pytest.raises(SystemExit) as stop:
             reports.run(lambda given=arguments: run(*given))
