@@ -31,19 +31,27 @@ def operations(
     `lengths` are the rows' tokens, `targets` those that carry loss in the average row.
     A matrix of n numbers costs 2n a token forward, 2n for the gradient of its input,
     where backpropagation passes it, and 2n for its own, where it is trained: 4n all in
-    all with a prefix, 6n in full fine-tuning. A token's attention reads the prefix and
-    the tokens up to itself, in two products forward and four backward.
+    all with a prefix, 6n in full fine-tuning. Not counted is what no result needs: of a
+    token without loss more than its key and value in the last layer, and the gradient
+    of what the lowest layer reads, unless the embedding is trained. A token's attention
+    reads the prefix and the tokens up to itself, in two products forward and four
+    backward, in all layers.
     """
     d, layers = shape.n_embd, shape.n_layer
+    qkv, key_and_value = 3 * d * d, 2 * d * d
     matrices = 4 * d * d + 2 * d * shape.mlp_width
     passed = TOP_LAYERS if method == "top2" else layers
     trained = 0 if method == "prefix" else passed
     tokens = float(lengths.mean())
     seen = float((lengths * prefix_length + lengths * (lengths + 1) / 2).mean())
+    ways = 3 if trained else 2
+    spared = ways * (matrices - key_and_value) * (tokens - targets)
+    if method != "full":
+        spared += qkv * tokens
     # The tied embedding is trained in full fine-tuning only.
     head = 2 + 2 + (2 if method == "full" else 0)
     parts = {
-        "layers": 2 * matrices * (layers + passed + trained) * tokens,
+        "layers": 2 * (matrices * (layers + passed + trained) * tokens - spared),
         "head": head * shape.vocab_size * d * targets,
         "attention": 4 * d * (layers + 2 * passed) * seen,
     }

@@ -149,7 +149,11 @@ def main() -> None:
         "--batch-size", type=positive, default=10, help="examples a step"
     )
     parser.add_argument(
-        "--pack", type=positive, default=256, help="tokens a packed row"
+        # As full with E2E's texts as wider ones, and attention's matrices are smaller.
+        "--pack",
+        type=positive,
+        default=128,
+        help="tokens a packed row",
     )
     parser.add_argument(
         "--length", type=positive, help="of random texts, in E2E's place"

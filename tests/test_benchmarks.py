@@ -253,22 +253,28 @@ def test_decode_compares_texts_and_prefixes(run, e2e):
 
 
 def test_operations_are_those_of_the_matrices(run):
-    """Against a count of the parameters: 4n a token with a prefix, 6n in full."""
+    """Against a count of the parameters: 4n a token with a prefix, 6n in full, without
+    what needs no gradient or no value."""
     operations = importlib.import_module("operations").operations
     shape = GPT2Config(vocab_size=50, n_embd=8, n_layer=4, n_head=2)
     backbone = jax.eval_shape(lambda: GPT2(shape, key=jax.random.key(0)))
-    matrices = sum(
-        leaf.size
+    sizes = {
+        name.split("/")[2]: leaf.size
         for name, leaf in zip(
             leaf_names(backbone), jax.tree.leaves(backbone), strict=True
         )
         if name.startswith("blocks") and name.endswith("kernel")
-    )
+    }
+    matrices = sum(sizes.values())
+    # Of the last of four layers, for the 2 of 4 tokens without loss.
+    last = 2 * (sizes["qkv"] / 3 + sizes["out"] + sizes["up"] + sizes["down"]) / 4
+    first = 4 * sizes["qkv"] / 4
     given = shape, np.array([3, 5]), 2.0, 7
     count = {name: operations(*given, name) for name in ("prefix", "top2", "full")}
-    assert count["prefix"]["layers"] == 4 * matrices * 4
-    assert count["full"]["layers"] == 6 * matrices * 4
-    assert count["top2"]["layers"] == (2 + 4 / 2) * matrices * 4
+    assert count["prefix"]["layers"] == 4 * (matrices * 4 - last) - 2 * first
+    assert count["full"]["layers"] == 6 * (matrices * 4 - last)
+    of_top2 = (2 + 4 / 2) * matrices * 4 - 6 * last - 2 * first
+    assert count["top2"]["layers"] == of_top2
     assert count["full"]["head"] == 1.5 * count["prefix"]["head"]
     assert count["prefix"]["attention"] == count["full"]["attention"]
     assert count["top2"]["attention"] == count["full"]["attention"] * 2 / 3
