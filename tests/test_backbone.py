@@ -278,8 +278,9 @@ def test_scanned_equals_unrolled(backbone, tokens):
         (stack,) = backbone.blocks
         for i in range(backbone.config.n_layer):
             block = jax.tree.map(lambda x, i=i: x[i], stack)
-            x, _, _ = block(x, [], own, jnp.asarray(i), None, False)
-        return backbone.logits(backbone.last_norm(x))
+            x, _, _ = block.attend(x, [], own, jnp.asarray(i), None, False)
+            x += block.mlp(x)
+        return backbone.logits(backbone.ln_f(x))
 
     assert_equals(unrolled(backbone), logits, backbone, tokens)
 

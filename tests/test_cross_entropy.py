@@ -8,8 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
+from jax.tree_util import Partial
 
 from prefix_jax.learning.cross_entropy import _chunked, cross_entropy
+from prefix_jax.model.passes import Finish
 
 B, T, D, V = 3, 40, 8, 50
 
@@ -59,6 +62,46 @@ def test_equals_the_loss_of_all_logits(share, smoothing):
     plain = cross_entropy(*inputs, smoothing)
     np.testing.assert_allclose(plain[0] * 3, value, rtol=1e-6)
     np.testing.assert_allclose(plain[1], nll, rtol=1e-6)
+
+
+def test_what_makes_the_hidden_states_is_done_to_targets_only():
+    """Values and all gradients are those of doing it to every token first."""
+    hidden, head, labels, weights = make(0.3)
+    random = np.random.default_rng(1)
+    up, down = (
+        jnp.asarray(random.normal(size=x), jnp.float32) for x in [(D, 9), (9, D)]
+    )
+    seen = []
+
+    def mlp(up, down, x):
+        seen.append(x.shape)
+        return jnp.tanh(x @ up) @ down
+
+    def ours(hidden, head, up, down):
+        finish = Finish(Partial(mlp, up, down), Scaled(jnp.float32(2)))
+        return cross_entropy(hidden, head, labels, weights, 0.1, finish)[0]
+
+    def theirs(hidden, head, up, down):
+        hidden = 2 * (hidden + jnp.tanh(hidden @ up) @ down)
+        return whole(hidden, head, labels, weights, 0.1)
+
+    for arguments in [(0,), (0, 3), (0, 1, 2, 3)]:
+        found = jax.value_and_grad(ours, arguments)(hidden, head, up, down)
+        expected = jax.value_and_grad(theirs, arguments)(hidden, head, up, down)
+        # Sums of up to 36 targets, each of products of some tens, in another order.
+        chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(ours(hidden, head, up, down), found[0], rtol=1e-6)
+    assert seen and max(rows * tokens for rows, tokens, _ in seen) == 16
+
+
+class Scaled(nnx.Module):
+    """A norm's place."""
+
+    def __init__(self, factor):
+        self.factor = nnx.Param(factor)
+
+    def __call__(self, x):
+        return self.factor[...] * x
 
 
 def test_rows_have_their_own_sums():

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from prefix_jax.model.attention import precision
 from prefix_jax.model.layers import head_logits
 from prefix_jax.model.parted import devices_of_rows
+from prefix_jax.model.passes import Finish
 
 CHUNKS = 8
 """A batch's tokens are cut into so many chunks,"""
@@ -95,18 +96,20 @@ def cross_entropy(
     labels: Int[Array, "B T"],
     weights: Float[Array, "B T"],
     label_smoothing: float,
+    finish: Finish | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, " B"]]:
     """The summed objective, and each row's negative log-likelihood, nats.
 
     The objective is (1 - s) * nll + s * (nll averaged over the vocabulary), weighted
-    and summed. It alone has a gradient (reverse mode, first order), by `hidden` and
-    `head`: the rows' sums are for reading. Logits and softmax are f32.
+    and summed. It alone has a gradient (reverse mode, first order), by `hidden`, `head`
+    and `finish`: the rows' sums are for reading. Logits and softmax are f32. `finish`
+    is called on `hidden` first, on the tokens that carry loss only.
     """
     chunks = _chunked(hidden, labels, weights)
 
     def add(chunk, sums):
         objective, nll = sums
-        logits = head_logits(chunk.hidden, head)
+        logits = head_logits(_finished(finish, chunk.hidden), head)
         more, part = _losses(logits, chunk.labels, chunk.weights, label_smoothing)
         return objective + more, chunk.put(nll, part)
 
@@ -114,54 +117,62 @@ def cross_entropy(
     return sums[0].sum(), chunks.back(sums[1], len(labels)).sum(-1)
 
 
-def _forward(hidden, head, labels, weights, label_smoothing):
+def _forward(hidden, head, labels, weights, label_smoothing, finish):
     """Loss and gradients in one pass: the sum's cotangent is only a factor of them."""
-    head_moves = head.perturbed
-    hidden, head, labels, weights = (x.value for x in (hidden, head, labels, weights))
+    moves = jax.tree.map(lambda x: x.perturbed, (head, finish))
+    arguments = hidden, labels, weights, head, finish
+    hidden, labels, weights, head, finish = jax.tree.map(lambda x: x.value, arguments)
     chunks = _chunked(hidden, labels, weights)
     rows, vocabulary = len(labels), len(head)
 
+    def moving(parameters):
+        return jax.tree.map(lambda x, yes: x if yes else None, parameters, moves)
+
     def add(chunk, carry):
-        objective, nll, grad_hidden, grad_head = carry
+        objective, nll, grad_hidden, grads = carry
         _, states, labels, weights = chunk
+        states, pull = jax.vjp(_finished, finish, states)
         logits = head_logits(states, head)
         more, part = _losses(logits, labels, weights, label_smoothing)
         wanted = jax.nn.one_hot(labels, vocabulary) * (1 - label_smoothing)
         slope = jax.nn.softmax(logits) - wanted - label_smoothing / vocabulary
         slope = (slope * weights[..., None]).astype(hidden.dtype)
         multiply = partial(jnp.einsum, precision=precision(hidden.dtype))
+        grad_head = multiply(
+            "gsv,gsd->vd", slope, states, preferred_element_type=jnp.float32
+        )
         grad = multiply("gsv,vd->gsd", slope, head.astype(hidden.dtype))
-        if head_moves:
-            grad_head += multiply(
-                "gsv,gsd->vd", slope, states, preferred_element_type=jnp.float32
-            )
+        grad_finish, grad = pull(grad)
+        grads = jax.tree.map(jnp.add, grads, moving((grad_head, grad_finish)))
         nll, grad_hidden = chunk.put(nll, part), chunk.put(grad_hidden, grad)
-        return objective + more, nll, grad_hidden, grad_head
+        return objective + more, nll, grad_hidden, grads
 
     zero, zeros = _zeros(chunks)
+    grads = moving((head, finish))
     start = (
         zero,
         zeros,
         0 * chunks.hidden,
-        jnp.zeros(head.shape) + zero.sum() if head_moves else None,
+        jax.tree.map(lambda x: jnp.zeros(x.shape) + zero.sum(), grads),
     )
-    objective, nll, grad_hidden, grad_head = chunks.loop(add, start)
+    kinds = jax.tree.map(lambda x: jnp.zeros(0, x.dtype), grads)
+    objective, nll, grad_hidden, grads = chunks.loop(add, start)
     grad_hidden = chunks.back(grad_hidden, rows)
     nll = chunks.back(nll, rows).sum(-1)
-    kind = jnp.zeros(0, head.dtype)
-    return (objective.sum(), nll), (grad_hidden, grad_head, kind)
+    return (objective.sum(), nll), (grad_hidden, grads, kinds)
 
 
 def _backward(label_smoothing, gradients, cotangents):
-    grad_hidden, grad_head, kind = gradients
+    grad_hidden, grads, kinds = gradients
     factor = cotangents[0]
     if isinstance(factor, jax.custom_derivatives.SymbolicZero):
         factor = jnp.float32(0)
-    if grad_head is not None:
-        grad_head = (grad_head * factor).astype(kind.dtype)
     # The factor is the loss's scale: rounded to bf16 it would tilt every gradient.
     grad_hidden = (grad_hidden.astype(jnp.float32) * factor).astype(grad_hidden.dtype)
-    return grad_hidden, grad_head, None, None
+    grad_head, grad_finish = jax.tree.map(
+        lambda x, kind: (x * factor).astype(kind.dtype), grads, kinds
+    )
+    return grad_hidden, grad_head, None, None, grad_finish
 
 
 cross_entropy.defvjp(_forward, _backward, symbolic_zeros=True)
@@ -200,6 +211,10 @@ def _zeros(chunks: _Chunks) -> tuple[Float[Array, " G"], Float[Array, "G P"]]:
     """A sum for each device and a number for each token, which vary over devices as the
     tokens do (`shard_map`)."""
     return 0 * chunks.weights.sum(-1), 0 * chunks.weights
+
+
+def _finished(finish: Finish | None, hidden: Float[Array, "G C D"]):
+    return hidden if finish is None else finish(hidden)
 
 
 def _losses(logits, labels, weights, label_smoothing):

@@ -49,21 +49,24 @@ def loss_sums(
             after = jnp.cumsum(targets, axis=-1) > 0
         else:
             after = within_segments(targets.astype(jnp.int32), segments) > 0
-    hidden = backbone.hidden_states(
+    # Of tokens without loss the last layer is not needed to its end.
+    states = backbone.hidden_states(
         tokens[:, :-1],
         prefix,
         mask,
         prefix_ids=batch.get("prefix_ids"),
         after=after,
         segments=segments,
+        finished=False,
     )
     with jax.named_scope("loss"):
         sums = cross_entropy(
-            hidden,
+            states,
             backbone.output_head,
             tokens[:, 1:],
             targets.astype(jnp.float32),
             label_smoothing,
+            backbone.finish,
         )
     smoothed, row_nll = cast(tuple[Array, Array], sums)
     nll = smoothed if label_smoothing == 0 else jnp.sum(row_nll)

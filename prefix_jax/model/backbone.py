@@ -13,6 +13,7 @@ last norm:
 
 import abc
 from collections.abc import Sequence
+from functools import partial
 from typing import Unpack
 
 import jax
@@ -24,9 +25,18 @@ from prefix_jax.config import RematKeeps
 from prefix_jax.errors import InputError
 from prefix_jax.model.attention import KeyBlock, causal_mask, prefix_mask
 from prefix_jax.model.flash import Texts, fits
-from prefix_jax.model.kv import KV
+from prefix_jax.model.kv import KV, chosen
 from prefix_jax.model.layers import Own, Slots, head_logits
-from prefix_jax.model.passes import KEPT, Block, Cache, Forward, How
+from prefix_jax.model.parted import weights_are_parted
+from prefix_jax.model.passes import (
+    KEPT,
+    Block,
+    Cache,
+    Finish,
+    Forward,
+    How,
+    stacked,
+)
 from prefix_jax.model.segments import segment_mask, segment_starts
 from prefix_jax.model.shape import Shape
 from prefix_jax.model.windows import Windows
@@ -45,6 +55,7 @@ class Backbone(nnx.Module):
     token_embedding: nnx.Param
     blocks: nnx.List
     head: nnx.Param | None
+    ln_f: nnx.Module
 
     def __init__(
         self,
@@ -86,10 +97,6 @@ class Backbone(nnx.Module):
         """Embedded tokens as the first layer reads them, and what each layer is told of
         their positions."""
 
-    @abc.abstractmethod
-    def last_norm(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        """What the last layer gives, as the head reads it."""
-
     def __call__(
         self,
         tokens: Int[Array, "B T"],
@@ -116,6 +123,7 @@ class Backbone(nnx.Module):
         prefix_ids: Int[Array, " rows"] | None = None,
         after: Bool[Array, "B T"] | None = None,
         segments: Int[Array, "B T"] | None = None,
+        finished: bool = True,
     ) -> Float[Array, "B T D"]:
         """What the logits are made of; arguments as in `forward`.
 
@@ -123,27 +131,14 @@ class Backbone(nnx.Module):
         there is one prefix for all rows, or one for each. Raises InputError too where
         their numbers differ.
         """
-        rows = len(tokens)
-        if prefix_ids is not None:
-            if prefix is None or len(prefix_ids) != rows:
-                raise InputError(
-                    f"{len(prefix_ids)} prefix_ids for {rows} rows and "
-                    f"{0 if prefix is None else prefix.number} prefixes; give a bank "
-                    "of prefixes, and an id for each row"
-                )
-            prefix = prefix.select(prefix_ids)
-        elif prefix is not None and prefix.number not in (1, rows):
-            raise InputError(
-                f"{prefix.number} prefixes for {rows} rows: choose one for each row "
-                "(prefix_ids)"
-            )
         return self.forward(
             tokens,
-            prefix=prefix,
+            prefix=chosen(prefix, prefix_ids, len(tokens)),
             mask=mask,
             positions=positions,
             after=after,
             segments=segments,
+            finished=finished,
         ).hidden
 
     def forward(
@@ -158,6 +153,7 @@ class Backbone(nnx.Module):
         observe: bool = False,
         after: Bool[Array, "B T"] | None = None,
         segments: Int[Array, "B T"] | None = None,
+        finished: bool = True,
     ) -> Forward:
         """The layers over `tokens`, which see the prefix, the caches and each other.
 
@@ -174,6 +170,8 @@ class Backbone(nnx.Module):
         numbered from 1 on (0: padding), in place of `mask`: every text sees the prefix
         and itself and counts its own positions. Rows may exceed the table, a text may
         not, which is the caller's to check (as for given positions).
+        Without `finished`, `finish` (if there is any) is still to be called on hidden
+        states: on those of few tokens, where no more are read.
         Raises InputError where the positions are more than the backbone has, and
         ValueError for arguments that contradict each other.
         """
@@ -220,7 +218,7 @@ class Backbone(nnx.Module):
         if self.config.windows is not None:
             windows = Windows(self.config.windows, positions)
 
-        def layer(x, inputs, slots=()):
+        def layer(x, inputs, slots=(), *, whole=True):
             block, index, prefix_layer = inputs
 
             def near(mask, keys_at):
@@ -243,13 +241,19 @@ class Backbone(nnx.Module):
                 else:
                     own = Own(slots_seen, held, cache.start)
             observing = observe and prefix is not None and not prefix.own_softmax
-            x, own_block, share = block(x, seen, own, index, places, observing)
+            x, own_block, share = block.attend(x, seen, own, index, places, observing)
+            if whole:
+                x = x + block.mlp(x)
             keep = collect or slots
             own_kv = Slots(own_block.keys, own_block.values) if keep else None
             return x, (own_kv, share)
 
+        finish = None if finished else self.finish
+        layers = [layer] * len(self.blocks)
+        if finish is not None:
+            layers[-1] = partial(layer, whole=False)
         if self.remat:
-            layer = jax.checkpoint(layer, policy=KEPT[self.remat_keeps])
+            layers = [jax.checkpoint(x, policy=KEPT[self.remat_keeps]) for x in layers]
         start, written, gathered = 0, [], []
         for number, (stack, size) in enumerate(
             zip(self.blocks, self.stack_sizes, strict=True)
@@ -264,20 +268,28 @@ class Backbone(nnx.Module):
                 # A scan would copy the slots.
                 alone = jax.tree.map(lambda x: x[0], inputs)
                 slots = [cache.layers[number] for cache in caches]
-                x, (own, _) = layer(x, alone, slots)
+                x, (own, _) = layers[number](x, alone, slots)
                 written.append(own)
             else:
                 unroll = size if self.unroll else 1
-                x, kept = jax.lax.scan(layer, x, inputs, unroll=unroll)
+                x, kept = jax.lax.scan(layers[number], x, inputs, unroll=unroll)
                 gathered.append(kept)
             start = stop
-        hidden = self.last_norm(x[:, :length])
+        hidden = x[:, :length] if finish is not None else self.ln_f(x[:, :length])
         kv = share = None
         if gathered:
             own, share = jax.tree.map(lambda *x: jnp.concatenate(x), *gathered)
             if own is not None:
                 kv = KV(own.keys.transpose(0, 1, 4, 2, 3), own.values.swapaxes(2, 3))
         return Forward(hidden, kv, written, share)
+
+    @property
+    def finish(self) -> Finish | None:
+        """What a pass that is not `finished` leaves out: the last layer's MLP and norm,
+        or nothing where that layer is not a stack of its own, whole on each device."""
+        if self.stack_sizes[-1] > 1 or weights_are_parted():
+            return None
+        return Finish(jax.tree.map(lambda x: x[0], self.blocks[-1]).mlp, self.ln_f)
 
     @property
     def stack_sizes(self) -> tuple[int, ...]:
@@ -315,10 +327,8 @@ class Backbone(nnx.Module):
             prefix is None or (prefix.mask is None and not prefix.own_softmax)
         )
         config = self.config
-        alike = config.scales_alike and config.windows is None
-        return (
-            self.fused and fits(self.dtype, config.head_width) and alike and all_see_all
-        )
+        alike = all_see_all and config.scales_alike and config.windows is None
+        return self.fused and fits(self.dtype, config.head_width) and alike
 
     def _positions(self, prefix, rows, length, after, segments):
         shift = 0 if prefix is None else prefix.shift(rows, after)
@@ -338,13 +348,3 @@ class Backbone(nnx.Module):
                 "tokens"
             )
         return jnp.arange(length)[None] + shift
-
-
-def stacked(blocks: Sequence[Block], sizes: Sequence[int]) -> list[Block]:
-    """The layers of `blocks` in stacks of these sizes."""
-    whole = jax.tree.map(lambda *x: jnp.concatenate(x), *blocks)
-    starts = [sum(sizes[:number]) for number in range(len(sizes))]
-    return [
-        jax.tree.map(lambda x, i=start, n=size: x[i : i + n], whole)
-        for start, size in zip(starts, sizes, strict=True)
-    ]

@@ -8,12 +8,14 @@
 Written after transformers' modeling_gpt2 (behaviour) and tested against it.
 """
 
+from functools import partial
 from typing import Unpack
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jax.tree_util import Partial
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from prefix_jax.model.activations import PARAMETERS, activation
 from prefix_jax.model.attention import KeyBlock
@@ -64,7 +66,7 @@ class Block(nnx.Module):
             }
         )
 
-    def __call__(
+    def attend(
         self,
         x: Float[Array, "B T D"],
         seen: list[KeyBlock],
@@ -73,7 +75,7 @@ class Block(nnx.Module):
         places: None,
         observe: bool,
     ) -> tuple[Float[Array, "B T D"], KeyBlock | None, Array | None]:
-        """One layer, as `passes.Block` says."""
+        """As `passes.Block` says."""
         config = self.config
         scale = config.head_width**-0.5 if config.scale_attn_weights else 1.0
         if config.scale_attn_by_inverse_layer_idx:
@@ -85,13 +87,21 @@ class Block(nnx.Module):
             mixed, own_block, observed = self_attention(
                 query, key, value, seen, own, scale, observe, qkv
             )
-            x += self.out(mixed)
-        with jax.named_scope("mlp"):
-            normal = recomputed(self.ln_2)(x)
-            act = activation(config.activation_function)
-            shape = {name: value.astype(x.dtype) for name, value in self.act.items()}
-            x += self.down(recomputed(act, **shape)(self.up(normal)))
-        return x, own_block, observed
+            return x + self.out(mixed), own_block, observed
+
+    @property
+    def mlp(self) -> Partial:
+        """As `passes.Block` says."""
+        name = self.config.activation_function
+        return Partial(partial(_mlp, name), self.ln_2, self.up, self.act, self.down)
+
+
+@jax.named_scope("mlp")
+def _mlp(
+    name: str, norm: Norm, up: Dense, act: PyTree, down: Dense, x: Float[Array, "B T D"]
+) -> Float[Array, "B T D"]:
+    shape = {name: value.astype(x.dtype) for name, value in act.items()}
+    return down(recomputed(activation(name), **shape)(up(recomputed(norm)(x))))
 
 
 class GPT2(Backbone):
@@ -120,6 +130,3 @@ class GPT2(Backbone):
         self, x: Float[Array, "B T D"], positions: Int[Array, "#B T"]
     ) -> tuple[Float[Array, "B T D"], None]:
         return x + self.position_embedding[...][positions].astype(x.dtype), None
-
-    def last_norm(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        return self.ln_f(x)

@@ -212,6 +212,27 @@ class KV:
             )
 
 
+def chosen(prefix: KV | None, ids: Int[Array, " rows"] | None, rows: int) -> KV | None:
+    """Each row's prefix of a bank by `ids`; without them the one, or as they come.
+
+    Raises InputError where the numbers of ids or prefixes are not that of the rows.
+    """
+    if ids is not None:
+        if prefix is None or len(ids) != rows:
+            raise InputError(
+                f"{len(ids)} prefix_ids for {rows} rows and "
+                f"{0 if prefix is None else prefix.number} prefixes; give a bank of "
+                "prefixes, and an id for each row"
+            )
+        return prefix.select(ids)
+    if prefix is not None and prefix.number not in (1, rows):
+        raise InputError(
+            f"{prefix.number} prefixes for {rows} rows: choose one for each row "
+            "(prefix_ids)"
+        )
+    return prefix
+
+
 def check_prefix_ids(
     prefix: KV | None,
     prefix_ids: Sequence[int] | Int[np.ndarray, "_"] | None,

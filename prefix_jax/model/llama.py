@@ -8,11 +8,13 @@ Written after transformers' modeling_llama, _mistral, _qwen2 and _qwen3 (behavio
 tested against them.
 """
 
+from functools import partial
 from typing import Unpack
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from prefix_jax.model.activations import activation
@@ -74,7 +76,7 @@ class Block(nnx.Module):
         self.gate_up = Dense((layers, d, 2, f), 1, deviation, keys[2], bias=mlp_bias)
         self.down = Dense((layers, f, d), 1, deviation, keys[3], bias=mlp_bias)
 
-    def __call__(
+    def attend(
         self,
         x: Float[Array, "B T D"],
         seen: list[KeyBlock],
@@ -83,7 +85,7 @@ class Block(nnx.Module):
         places: Rotation,
         observe: bool,
     ) -> tuple[Float[Array, "B T D"], KeyBlock | None, Array | None]:
-        """One layer, as `passes.Block` says."""
+        """As `passes.Block` says."""
         del index
         scale = self.config.head_width**-0.5
         with jax.named_scope("attention"):
@@ -91,11 +93,13 @@ class Block(nnx.Module):
             mixed, own_block, observed = self_attention(
                 query, key, value, seen, own, scale, observe
             )
-            x += self.out(mixed)
-        with jax.named_scope("mlp"):
-            gate_up = self.gate_up(recomputed(self.ln_2)(x))
-            x += self.down(recomputed(self._gated)(gate_up))
-        return x, own_block, observed
+            return x + self.out(mixed), own_block, observed
+
+    @property
+    def mlp(self) -> Partial:
+        """As `passes.Block` says."""
+        name = self.config.activation_function
+        return Partial(partial(_mlp, name), self.ln_2, self.gate_up, self.down)
 
     def _heads(self, x: Float[Array, "B T D"], places: Rotation):
         """Queries [B T H K], keys and values [B T H/J K], turned to their places."""
@@ -112,9 +116,15 @@ class Block(nnx.Module):
             value[:, :, :, 0],
         )
 
-    def _gated(self, gate_up: Float[Array, "B T 2 F"]) -> Float[Array, "B T F"]:
-        act = activation(self.config.activation_function)
-        return act(gate_up[:, :, 0]) * gate_up[:, :, 1]
+
+@jax.named_scope("mlp")
+def _mlp(
+    name: str, norm: Norm, gate_up: Dense, down: Dense, x: Float[Array, "B T D"]
+) -> Float[Array, "B T D"]:
+    def gated(x: Float[Array, "B T 2 F"]) -> Float[Array, "B T F"]:
+        return activation(name)(x[:, :, 0]) * x[:, :, 1]
+
+    return down(recomputed(gated)(gate_up(recomputed(norm)(x))))
 
 
 class Llama(Backbone):
@@ -138,6 +148,3 @@ class Llama(Backbone):
         self, x: Float[Array, "B T D"], positions: Int[Array, "#B T"]
     ) -> tuple[Float[Array, "B T D"], Rotation]:
         return x, self.rope.rotation(positions, self.config.head_width)
-
-    def last_norm(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        return self.ln_f(x)

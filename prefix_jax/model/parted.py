@@ -24,6 +24,11 @@ def parting(mesh: dict[str, int], letter: str, size: int) -> tuple[str, ...] | N
     return names if size % math.prod(mesh[name] for name in names) == 0 else None
 
 
+def weights_are_parted() -> bool:
+    """Whether a device has some of the backbone only, or need not have all of it."""
+    return any(free_axes().get(name, 1) > 1 for name in ("fsdp", "tensor"))
+
+
 def devices_of_rows(rows: int) -> int:
     """Over how many devices so many rows are parted."""
     mesh = free_axes()

@@ -4,6 +4,9 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol, TypedDict, runtime_checkable
 
 import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from prefix_jax.config import RematKeeps
@@ -63,9 +66,9 @@ class Forward(NamedTuple):
 
 @runtime_checkable
 class Block(Protocol):
-    """A stack of layers; `lax.scan` hands `__call__` one of them."""
+    """A stack of layers; `lax.scan` hands each method one of them."""
 
-    def __call__(
+    def attend(
         self,
         x: Float[Array, "B T D"],
         seen: list[KeyBlock],
@@ -74,8 +77,37 @@ class Block(Protocol):
         places: PyTree,
         observe: bool,
     ) -> tuple[Float[Array, "B T D"], KeyBlock | None, Array | None]:
-        """One layer, the one of that `index`: its output, the block that holds these
-        tokens' keys and values (none where attention is fused), and, if asked for, the
-        attention that the first block of `seen` receives, [B H T]. `places` is what
-        the backbone's `at_positions` gives for the layers."""
+        """The first half of a layer, the one of that `index`: `x` with what attention
+        adds to it, the block that holds these tokens' keys and values (none where
+        attention is fused), and, if asked for, the attention that the first block of
+        `seen` receives, [B H T]. `places` is what the backbone's `at_positions` gives
+        for the layers."""
         ...
+
+    @property
+    def mlp(self) -> Partial:
+        """The second half: what is to be added to `x` then, of each token by itself. A
+        function of [B T D] that is a pytree of its own parameters."""
+        ...
+
+
+class Finish(NamedTuple):
+    """What follows the last attention, for each token by itself: a function that is a
+    pytree of its parameters."""
+
+    mlp: Partial
+    norm: nnx.Module
+
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        """Hidden states as the head reads them."""
+        return self.norm(x + self.mlp(x))
+
+
+def stacked(blocks: Sequence[Block], sizes: Sequence[int]) -> list[Block]:
+    """The layers of `blocks` in stacks of these sizes."""
+    whole = jax.tree.map(lambda *x: jnp.concatenate(x), *blocks)
+    starts = [sum(sizes[:number]) for number in range(len(sizes))]
+    return [
+        jax.tree.map(lambda x, i=start, n=size: x[i : i + n], whole)
+        for start, size in zip(starts, sizes, strict=True)
+    ]
