@@ -31,31 +31,40 @@ def operations(
     `lengths` are the rows' tokens, `targets` those that carry loss in the average row.
     A matrix of n numbers costs 2n a token forward, 2n for the gradient of its input,
     where backpropagation passes it, and 2n for its own, where it is trained: 4n all in
-    all with a prefix, 6n in full fine-tuning. Not counted is what no result needs: of a
-    token without loss more than its key and value in the last layer, and the gradient
-    of what the lowest layer reads, unless the embedding is trained. A token's attention
-    reads the prefix and the tokens up to itself, in two products forward and four
-    backward, in all layers.
+    all with a prefix, 6n in full fine-tuning. Of the matrices' operations those that no
+    result needs are not counted: all of a row's last token; of another one without
+    loss, in the last layer, more than its key and value; the gradient of what the
+    lowest layer reads, unless something below is trained. A token's attention reads the
+    prefix and the tokens up to itself, in two products forward and four backward; it is
+    counted in all layers that backpropagation passes.
     """
     d, layers = shape.n_embd, shape.n_layer
     qkv, key_and_value = 3 * d * d, 2 * d * d
     matrices = 4 * d * d + 2 * d * shape.mlp_width
+    lengths = lengths - 1
     passed = TOP_LAYERS if method == "top2" else layers
     trained = 0 if method == "prefix" else passed
     tokens = float(lengths.mean())
     seen = float((lengths * prefix_length + lengths * (lengths + 1) / 2).mean())
-    ways = 3 if trained else 2
-    spared = ways * (matrices - key_and_value) * (tokens - targets)
+    without_loss = tokens - targets
+
+    def through(top: int) -> float:
+        """The top layers forward."""
+        return matrices * tokens * top - (matrices - key_and_value) * without_loss
+
+    inputs = through(passed)
     if method != "full":
-        spared += qkv * tokens
+        inputs -= qkv * tokens
+        if passed == 1:
+            inputs += (qkv - key_and_value) * without_loss
     # The tied embedding is trained in full fine-tuning only.
     head = 2 + 2 + (2 if method == "full" else 0)
     parts = {
-        "layers": 2 * (matrices * (layers + passed + trained) * tokens - spared),
+        "layers": 2 * (through(layers) + inputs + (through(trained) if trained else 0)),
         "head": head * shape.vocab_size * d * targets,
         "attention": 4 * d * (layers + 2 * passed) * seen,
     }
-    return {**parts, "in all": sum(parts.values()), "tokens": tokens}
+    return {**parts, "in all": sum(parts.values()), "tokens": tokens + 1}
 
 
 def ceiling(dtype: str) -> float:

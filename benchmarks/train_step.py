@@ -149,11 +149,11 @@ def main() -> None:
         "--batch-size", type=positive, default=10, help="examples a step"
     )
     parser.add_argument(
-        # As full with E2E's texts as wider ones, and attention's matrices are smaller.
         "--pack",
         type=positive,
         default=128,
-        help="tokens a packed row",
+        help="tokens a packed row, at least those of the longest text; of texts as "
+        "short as E2E's, rows of 128 are as full as wider ones, and attend to less",
     )
     parser.add_argument(
         "--length", type=positive, help="of random texts, in E2E's place"
@@ -193,6 +193,12 @@ def main() -> None:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
     rows = rows_of(options)
+    longest = max(len(row.tokens) for row in rows)
+    if longest > options.pack:
+        parser.error(
+            f"--pack {options.pack}: the longest text has {longest} tokens; give as "
+            "many or more"
+        )
     done = {name: [] for name in options.sides}
     with tempfile.TemporaryDirectory() as cache:
         sides = {}

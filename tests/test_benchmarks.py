@@ -1,5 +1,6 @@
 """The benchmarks of speed and memory measure what they say."""
 
+import dataclasses
 import importlib
 import importlib.util
 import json
@@ -269,7 +270,8 @@ def test_operations_are_those_of_the_matrices(run):
     # Of the last of four layers, for the 2 of 4 tokens without loss.
     last = 2 * (sizes["qkv"] / 3 + sizes["out"] + sizes["up"] + sizes["down"]) / 4
     first = 4 * sizes["qkv"] / 4
-    given = shape, np.array([3, 5]), 2.0, 7
+    # A row's last token is read by none.
+    given = shape, np.array([4, 6]), 2.0, 7
     count = {name: operations(*given, name) for name in ("prefix", "top2", "full")}
     assert count["prefix"]["layers"] == 4 * (matrices * 4 - last) - 2 * first
     assert count["full"]["layers"] == 6 * (matrices * 4 - last)
@@ -278,3 +280,11 @@ def test_operations_are_those_of_the_matrices(run):
     assert count["full"]["head"] == 1.5 * count["prefix"]["head"]
     assert count["prefix"]["attention"] == count["full"]["attention"]
     assert count["top2"]["attention"] == count["full"]["attention"] * 2 / 3
+    # With a single layer: attention's key and value of all 4, the rest of 2 of them; no
+    # gradient of what it reads.
+    alone = dataclasses.replace(shape, n_layer=1)
+    key_value, others = 2 * 8 * 8, 8 * 8 + 8 * 8 + 2 * 8 * 32
+    forward = 2 * (4 * key_value + 2 * others)
+    backward = 2 * 2 * (8 * 8 + 2 * 8 * 32)
+    found = operations(alone, *given[1:], "prefix")
+    assert found["layers"] == forward + backward

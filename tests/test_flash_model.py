@@ -82,8 +82,8 @@ def train(fused, mesh=None, parallel="jit"):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_loss_and_gradient(family):
     found = []
-    for fused in (False, True):
-        backbone = make_backbone(fused, **FAMILIES[family])
+    for fused, stacks in ((False, [2]), (True, [2]), (True, [1, 1])):
+        backbone = make_backbone(fused, **FAMILIES[family]).parted(*stacks)
         prefix = init_prefix(
             backbone, PrefixConfig(init="random", length=5), key=jax.random.key(1)
         )
@@ -94,13 +94,13 @@ def test_loss_and_gradient(family):
         found.append(jax.jit(jax.value_and_grad(loss))(prefix))
     # Both round to bf16 after each layer, at different places: the difference is
     # twice that of one from f32, and grows on the way back through the layers.
-    (one, gradient), (other, fused_gradient) = found
-    np.testing.assert_allclose(one, other, rtol=1e-3)
-    flat, fused_flat = (
-        np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])
-        for tree in (gradient, fused_gradient)
+    (one, flat), *fused = (
+        (loss, np.concatenate([np.ravel(x) for x in jax.tree.leaves(gradient)]))
+        for loss, gradient in found
     )
-    assert np.linalg.norm(flat - fused_flat) < 0.03 * np.linalg.norm(flat)
+    for other, fused_flat in fused:
+        np.testing.assert_allclose(one, other, rtol=1e-3)
+        assert np.linalg.norm(flat - fused_flat) < 0.03 * np.linalg.norm(flat)
 
 
 MESHES = [{"data": 8}, {"data": 2, "fsdp": 2, "tensor": 2}]

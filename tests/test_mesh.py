@@ -1,7 +1,10 @@
 """Devices: where the parts of a backbone lie, and that they compute the same."""
 
+import dataclasses
+
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -15,8 +18,9 @@ from prefix_jax.decoding.generate import generate_sequences
 from prefix_jax.decoding.program import write
 from prefix_jax.decoding.request import Request
 from prefix_jax.learning.step import init_train_state, make_train_step
-from prefix_jax.mesh import layout, make_mesh, put, sharing
+from prefix_jax.mesh import layout, make_mesh, put, sharing, traced_under
 from prefix_jax.model.compose import bank
+from prefix_jax.model.families import random_backbone
 from prefix_jax.runs.collectives import collectives
 
 ALL_WAYS = {"data": 2, "fsdp": 2, "tensor": 2}
@@ -39,6 +43,28 @@ def test_a_parted_backbone_equals_a_whole_one(backbone, method):
 )
 def test_so_it_does_parted_in_one_way_only(backbone, method, axes):
     check_training(backbone, method, axes)
+
+
+@pytest.mark.parametrize("axes", [{"data": 4}, {"data": 2, "tensor": 2}], ids=str)
+def test_so_it_does_with_a_single_layer(backbone, axes):
+    """A stack of its own: trained where it is finished, for target tokens only."""
+    config = dataclasses.replace(backbone.config, n_layer=1)
+    check_training(random_backbone(config, key=KEY), "full", axes)
+
+
+def test_what_is_parted_is_not_left_to_a_loop(backbone):
+    def left(**axes):
+        def forward(tokens):
+            return alone.forward(tokens, finished=False).finish
+
+        mesh = make_mesh(MeshConfig(**axes))
+        return jax.eval_shape(traced_under(mesh, forward), jnp.zeros((8, 4), int))
+
+    alone = backbone.parted(1, 2)
+    assert left(data=8) is None
+    alone = backbone.parted(2, 1)
+    assert left(data=8) is not None
+    assert left(data=4, fsdp=2) is left(data=4, tensor=2) is None
 
 
 def check_training(backbone, method, axes):

@@ -26,7 +26,7 @@ from jaxtyping import Array, Bool, Float, Int
 from prefix_jax.model.backbone import Backbone
 from prefix_jax.model.kv import KV
 from prefix_jax.model.layers import Slots
-from prefix_jax.model.passes import Cache
+from prefix_jax.model.passes import Cache, finished
 
 SHORTEST_PART = 8
 """Tokens of each prompt that are read at a time, at least."""
@@ -93,8 +93,9 @@ def read_prompts(
             caches=[Cache(prompt, mask[:, None] & own, start, positions)],
             positions=here(positions),
             after=None if after is None else here(after),
+            finished=False,
         )
-        return out.written, out.hidden[:, -1]
+        return out.written, finished(out.finish, out.hidden[:, -1:])[:, 0]
 
     empty = empty_caches(backbone, rows, length)
     hidden = jnp.zeros((rows, backbone.config.n_embd), backbone.dtype)

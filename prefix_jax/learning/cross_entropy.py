@@ -3,7 +3,7 @@
 A vocabulary is some hundred times as wide as a head: logits and their gradient are
 most of a small batch's memory. Here the target tokens of all rows that a device has are
 moved to the front, and a loop over chunks of them makes logits, loss and, where they
-will be asked for, gradients. Tokens without loss cost nothing beyond the last product.
+will be asked for, gradients. So it may be with what comes before the logits (`Finish`).
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from prefix_jax.model.attention import precision
 from prefix_jax.model.layers import head_logits
 from prefix_jax.model.parted import devices_of_rows
-from prefix_jax.model.passes import Finish
+from prefix_jax.model.passes import Finish, finished
 
 CHUNKS = 8
 """A batch's tokens are cut into so many chunks,"""
@@ -109,7 +109,7 @@ def cross_entropy(
 
     def add(chunk, sums):
         objective, nll = sums
-        logits = head_logits(_finished(finish, chunk.hidden), head)
+        logits = head_logits(finished(finish, chunk.hidden), head)
         more, part = _losses(logits, chunk.labels, chunk.weights, label_smoothing)
         return objective + more, chunk.put(nll, part)
 
@@ -119,43 +119,45 @@ def cross_entropy(
 
 def _forward(hidden, head, labels, weights, label_smoothing, finish):
     """Loss and gradients in one pass: the sum's cotangent is only a factor of them."""
-    moves = jax.tree.map(lambda x: x.perturbed, (head, finish))
+    asked = jax.tree.map(lambda x: x.perturbed, (head, finish))
     arguments = hidden, labels, weights, head, finish
     hidden, labels, weights, head, finish = jax.tree.map(lambda x: x.value, arguments)
     chunks = _chunked(hidden, labels, weights)
     rows, vocabulary = len(labels), len(head)
 
-    def moving(parameters):
-        return jax.tree.map(lambda x, yes: x if yes else None, parameters, moves)
+    # The gradients of others are not even written down: of weights that all devices
+    # share, each would be a sum over devices (`shard_map`), whose loops differ.
+    trained = jax.tree.map(lambda x, yes: x if yes else None, (head, finish), asked)
 
     def add(chunk, carry):
         objective, nll, grad_hidden, grads = carry
         _, states, labels, weights = chunk
-        states, pull = jax.vjp(_finished, finish, states)
+        states, pull = jax.vjp(
+            lambda trained, x: finished(_filled(trained, finish), x),
+            trained[1],
+            states,
+        )
         logits = head_logits(states, head)
         more, part = _losses(logits, labels, weights, label_smoothing)
         wanted = jax.nn.one_hot(labels, vocabulary) * (1 - label_smoothing)
         slope = jax.nn.softmax(logits) - wanted - label_smoothing / vocabulary
         slope = (slope * weights[..., None]).astype(hidden.dtype)
         multiply = partial(jnp.einsum, precision=precision(hidden.dtype))
-        grad_head = multiply(
-            "gsv,gsd->vd", slope, states, preferred_element_type=jnp.float32
-        )
+        grad_head = None
+        if asked[0]:
+            grad_head = multiply(
+                "gsv,gsd->vd", slope, states, preferred_element_type=jnp.float32
+            )
         grad = multiply("gsv,vd->gsd", slope, head.astype(hidden.dtype))
         grad_finish, grad = pull(grad)
-        grads = jax.tree.map(jnp.add, grads, moving((grad_head, grad_finish)))
+        grads = jax.tree.map(jnp.add, grads, (grad_head, grad_finish))
         nll, grad_hidden = chunk.put(nll, part), chunk.put(grad_hidden, grad)
         return objective + more, nll, grad_hidden, grads
 
     zero, zeros = _zeros(chunks)
-    grads = moving((head, finish))
-    start = (
-        zero,
-        zeros,
-        0 * chunks.hidden,
-        jax.tree.map(lambda x: jnp.zeros(x.shape) + zero.sum(), grads),
-    )
-    kinds = jax.tree.map(lambda x: jnp.zeros(0, x.dtype), grads)
+    grads = jax.tree.map(lambda x: jnp.zeros(x.shape) + zero.sum(), trained)
+    kinds = jax.tree.map(lambda x: jnp.zeros(0, x.dtype), trained)
+    start = zero, zeros, 0 * chunks.hidden, grads
     objective, nll, grad_hidden, grads = chunks.loop(add, start)
     grad_hidden = chunks.back(grad_hidden, rows)
     nll = chunks.back(nll, rows).sum(-1)
@@ -213,8 +215,14 @@ def _zeros(chunks: _Chunks) -> tuple[Float[Array, " G"], Float[Array, "G P"]]:
     return 0 * chunks.weights.sum(-1), 0 * chunks.weights
 
 
-def _finished(finish: Finish | None, hidden: Float[Array, "G C D"]):
-    return hidden if finish is None else finish(hidden)
+def _filled(some: PyTree, others: PyTree) -> PyTree:
+    """`some`, with those of `others` in the place of each None."""
+    return jax.tree.map(
+        lambda x, other: other if x is None else x,
+        some,
+        others,
+        is_leaf=lambda x: x is None,
+    )
 
 
 def _losses(logits, labels, weights, label_smoothing):

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from prefix_jax.learning.cross_entropy import cross_entropy
 from prefix_jax.model.backbone import Backbone
-from prefix_jax.model.kv import KV
+from prefix_jax.model.kv import KV, of_rows
 from prefix_jax.model.segments import segments_with, within_segments
 
 Batch = Mapping[str, Int[Array, "B T"] | Bool[Array, "B T"] | Int[Array, " B"]]
@@ -49,24 +49,22 @@ def loss_sums(
             after = jnp.cumsum(targets, axis=-1) > 0
         else:
             after = within_segments(targets.astype(jnp.int32), segments) > 0
-    # Of tokens without loss the last layer is not needed to its end.
-    states = backbone.hidden_states(
+    out = backbone.forward(
         tokens[:, :-1],
-        prefix,
-        mask,
-        prefix_ids=batch.get("prefix_ids"),
+        prefix=of_rows(prefix, batch.get("prefix_ids"), len(tokens)),
+        mask=mask,
         after=after,
         segments=segments,
         finished=False,
     )
     with jax.named_scope("loss"):
         sums = cross_entropy(
-            states,
+            out.hidden,
             backbone.output_head,
             tokens[:, 1:],
             targets.astype(jnp.float32),
             label_smoothing,
-            backbone.finish,
+            out.finish,
         )
     smoothed, row_nll = cast(tuple[Array, Array], sums)
     nll = smoothed if label_smoothing == 0 else jnp.sum(row_nll)

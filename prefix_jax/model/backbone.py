@@ -1,13 +1,14 @@
 """A language model as the rest of the library knows it, whatever its family.
 
-A family (`gpt2`, `llama`) adds its layers, how tokens are told their places and the
-last norm:
+A family (`gpt2`, `llama`) adds its layers, how tokens are told their places and its
+norm:
 
     Backbone
       token_embedding  [V D]   also the output head unless `head` is there
       blocks           list of stacks; every leaf of a stack has a leading axis of its
                        layers. One stack, or one for each layer (`unroll`), or two where
                        `split` parts the layers
+      ln_f             the last norm
       head             [V D] or None (tied)
 """
 
@@ -25,7 +26,7 @@ from prefix_jax.config import RematKeeps
 from prefix_jax.errors import InputError
 from prefix_jax.model.attention import KeyBlock, causal_mask, prefix_mask
 from prefix_jax.model.flash import Texts, fits
-from prefix_jax.model.kv import KV, chosen
+from prefix_jax.model.kv import KV, of_rows
 from prefix_jax.model.layers import Own, Slots, head_logits
 from prefix_jax.model.parted import weights_are_parted
 from prefix_jax.model.passes import (
@@ -123,7 +124,6 @@ class Backbone(nnx.Module):
         prefix_ids: Int[Array, " rows"] | None = None,
         after: Bool[Array, "B T"] | None = None,
         segments: Int[Array, "B T"] | None = None,
-        finished: bool = True,
     ) -> Float[Array, "B T D"]:
         """What the logits are made of; arguments as in `forward`.
 
@@ -133,12 +133,11 @@ class Backbone(nnx.Module):
         """
         return self.forward(
             tokens,
-            prefix=chosen(prefix, prefix_ids, len(tokens)),
+            prefix=of_rows(prefix, prefix_ids, len(tokens)),
             mask=mask,
             positions=positions,
             after=after,
             segments=segments,
-            finished=finished,
         ).hidden
 
     def forward(
@@ -170,8 +169,8 @@ class Backbone(nnx.Module):
         numbered from 1 on (0: padding), in place of `mask`: every text sees the prefix
         and itself and counts its own positions. Rows may exceed the table, a text may
         not, which is the caller's to check (as for given positions).
-        Without `finished`, `finish` (if there is any) is still to be called on hidden
-        states: on those of few tokens, where no more are read.
+        Not `finished`, it may leave to the caller what the result's `finish` does to
+        hidden states: who reads those of a few tokens only calls it on them.
         Raises InputError where the positions are more than the backbone has, and
         ValueError for arguments that contradict each other.
         """
@@ -218,7 +217,7 @@ class Backbone(nnx.Module):
         if self.config.windows is not None:
             windows = Windows(self.config.windows, positions)
 
-        def layer(x, inputs, slots=(), *, whole=True):
+        def layer(x, inputs, slots=(), *, mlp=True):
             block, index, prefix_layer = inputs
 
             def near(mask, keys_at):
@@ -242,23 +241,23 @@ class Backbone(nnx.Module):
                     own = Own(slots_seen, held, cache.start)
             observing = observe and prefix is not None and not prefix.own_softmax
             x, own_block, share = block.attend(x, seen, own, index, places, observing)
-            if whole:
+            if mlp:
                 x = x + block.mlp(x)
             keep = collect or slots
             own_kv = Slots(own_block.keys, own_block.values) if keep else None
             return x, (own_kv, share)
 
-        finish = None if finished else self.finish
-        layers = [layer] * len(self.blocks)
-        if finish is not None:
-            layers[-1] = partial(layer, whole=False)
+        finish = None if finished else self._finish()
+        last = layer if finish is None else partial(layer, mlp=False)
         if self.remat:
-            layers = [jax.checkpoint(x, policy=KEPT[self.remat_keeps]) for x in layers]
+            keep = partial(jax.checkpoint, policy=KEPT[self.remat_keeps])
+            layer, last = keep(layer), keep(last)
         start, written, gathered = 0, [], []
         for number, (stack, size) in enumerate(
             zip(self.blocks, self.stack_sizes, strict=True)
         ):
             stop = start + size
+            run = last if stop == self.config.n_layer else layer
             inputs = (
                 stack,
                 jnp.arange(start, stop),
@@ -268,28 +267,27 @@ class Backbone(nnx.Module):
                 # A scan would copy the slots.
                 alone = jax.tree.map(lambda x: x[0], inputs)
                 slots = [cache.layers[number] for cache in caches]
-                x, (own, _) = layers[number](x, alone, slots)
+                x, (own, _) = run(x, alone, slots)
                 written.append(own)
             else:
                 unroll = size if self.unroll else 1
-                x, kept = jax.lax.scan(layers[number], x, inputs, unroll=unroll)
+                x, kept = jax.lax.scan(run, x, inputs, unroll=unroll)
                 gathered.append(kept)
             start = stop
-        hidden = x[:, :length] if finish is not None else self.ln_f(x[:, :length])
+        hidden = self.ln_f(x[:, :length]) if finish is None else x[:, :length]
         kv = share = None
         if gathered:
             own, share = jax.tree.map(lambda *x: jnp.concatenate(x), *gathered)
             if own is not None:
                 kv = KV(own.keys.transpose(0, 1, 4, 2, 3), own.values.swapaxes(2, 3))
-        return Forward(hidden, kv, written, share)
+        return Forward(hidden, kv, written, share, finish)
 
-    @property
-    def finish(self) -> Finish | None:
-        """What a pass that is not `finished` leaves out: the last layer's MLP and norm,
-        or nothing where that layer is not a stack of its own, whole on each device."""
+    def _finish(self) -> Finish | None:
+        # Out of a longer stack its last layer would be copied, and of weights that are
+        # parted, each use in the caller's loop would gather them.
         if self.stack_sizes[-1] > 1 or weights_are_parted():
             return None
-        return Finish(jax.tree.map(lambda x: x[0], self.blocks[-1]).mlp, self.ln_f)
+        return Finish(jax.tree.map(lambda x: x[0], self.blocks[-1].mlp), self.ln_f)
 
     @property
     def stack_sizes(self) -> tuple[int, ...]:
@@ -327,8 +325,10 @@ class Backbone(nnx.Module):
             prefix is None or (prefix.mask is None and not prefix.own_softmax)
         )
         config = self.config
-        alike = all_see_all and config.scales_alike and config.windows is None
-        return self.fused and fits(self.dtype, config.head_width) and alike
+        alike = config.scales_alike and config.windows is None
+        return (
+            self.fused and fits(self.dtype, config.head_width) and alike and all_see_all
+        )
 
     def _positions(self, prefix, rows, length, after, segments):
         shift = 0 if prefix is None else prefix.shift(rows, after)

@@ -8,13 +8,13 @@
 Written after transformers' modeling_gpt2 (behaviour) and tested against it.
 """
 
+import dataclasses
 from functools import partial
 from typing import Unpack
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from prefix_jax.model.activations import PARAMETERS, activation
@@ -40,6 +40,29 @@ class Norm(nnx.Module):
         variance = jnp.square(centred).mean(-1, keepdims=True)
         normal = centred * jax.lax.rsqrt(variance + self.epsilon)
         return (normal * self.scale[...] + self.bias[...]).astype(x.dtype)
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["norm", "up", "act", "down"],
+    meta_fields=["activated_by"],
+)
+@dataclasses.dataclass(frozen=True)
+class MLP:
+    """The second half of a layer."""
+
+    norm: Norm
+    up: Dense
+    act: PyTree
+    down: Dense
+    activated_by: str
+
+    @jax.named_scope("mlp")
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        act = activation(self.activated_by)
+        shape = {name: value.astype(x.dtype) for name, value in self.act.items()}
+        inner = self.up(recomputed(self.norm)(x))
+        return self.down(recomputed(act, **shape)(inner))
 
 
 class Block(nnx.Module):
@@ -90,18 +113,10 @@ class Block(nnx.Module):
             return x + self.out(mixed), own_block, observed
 
     @property
-    def mlp(self) -> Partial:
+    def mlp(self) -> MLP:
         """As `passes.Block` says."""
-        name = self.config.activation_function
-        return Partial(partial(_mlp, name), self.ln_2, self.up, self.act, self.down)
-
-
-@jax.named_scope("mlp")
-def _mlp(
-    name: str, norm: Norm, up: Dense, act: PyTree, down: Dense, x: Float[Array, "B T D"]
-) -> Float[Array, "B T D"]:
-    shape = {name: value.astype(x.dtype) for name, value in act.items()}
-    return down(recomputed(activation(name), **shape)(up(recomputed(norm)(x))))
+        activated_by = self.config.activation_function
+        return MLP(self.ln_2, self.up, self.act, self.down, activated_by)
 
 
 class GPT2(Backbone):

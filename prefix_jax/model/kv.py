@@ -212,7 +212,7 @@ class KV:
             )
 
 
-def chosen(prefix: KV | None, ids: Int[Array, " rows"] | None, rows: int) -> KV | None:
+def of_rows(prefix: KV | None, ids: Int[Array, " rows"] | None, rows: int) -> KV | None:
     """Each row's prefix of a bank by `ids`; without them the one, or as they come.
 
     Raises InputError where the numbers of ids or prefixes are not that of the rows.

@@ -8,13 +8,13 @@ Written after transformers' modeling_llama, _mistral, _qwen2 and _qwen3 (behavio
 tested against them.
 """
 
+import dataclasses
 from functools import partial
 from typing import Unpack
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from prefix_jax.model.activations import activation
@@ -38,6 +38,30 @@ class Norm(nnx.Module):
         square = jnp.square(wide).mean(-1, keepdims=True)
         normal = wide * jax.lax.rsqrt(square + self.epsilon)
         return (normal * self.scale[...]).astype(x.dtype)
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["norm", "gate_up", "down"],
+    meta_fields=["activated_by"],
+)
+@dataclasses.dataclass(frozen=True)
+class MLP:
+    """The second half of a layer."""
+
+    norm: Norm
+    gate_up: Dense
+    down: Dense
+    activated_by: str
+
+    @jax.named_scope("mlp")
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        gate_up = self.gate_up(recomputed(self.norm)(x))
+        return self.down(recomputed(self._gated)(gate_up))
+
+    def _gated(self, gate_up: Float[Array, "B T 2 F"]) -> Float[Array, "B T F"]:
+        act = activation(self.activated_by)
+        return act(gate_up[:, :, 0]) * gate_up[:, :, 1]
 
 
 class Block(nnx.Module):
@@ -96,10 +120,10 @@ class Block(nnx.Module):
             return x + self.out(mixed), own_block, observed
 
     @property
-    def mlp(self) -> Partial:
+    def mlp(self) -> MLP:
         """As `passes.Block` says."""
-        name = self.config.activation_function
-        return Partial(partial(_mlp, name), self.ln_2, self.gate_up, self.down)
+        activated_by = self.config.activation_function
+        return MLP(self.ln_2, self.gate_up, self.down, activated_by)
 
     def _heads(self, x: Float[Array, "B T D"], places: Rotation):
         """Queries [B T H K], keys and values [B T H/J K], turned to their places."""
@@ -115,16 +139,6 @@ class Block(nnx.Module):
             key[:, :, :, 0],
             value[:, :, :, 0],
         )
-
-
-@jax.named_scope("mlp")
-def _mlp(
-    name: str, norm: Norm, gate_up: Dense, down: Dense, x: Float[Array, "B T D"]
-) -> Float[Array, "B T D"]:
-    def gated(x: Float[Array, "B T 2 F"]) -> Float[Array, "B T F"]:
-        return activation(name)(x[:, :, 0]) * x[:, :, 1]
-
-    return down(recomputed(gated)(gate_up(recomputed(norm)(x))))
 
 
 class Llama(Backbone):

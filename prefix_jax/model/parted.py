@@ -25,7 +25,7 @@ def parting(mesh: dict[str, int], letter: str, size: int) -> tuple[str, ...] | N
 
 
 def weights_are_parted() -> bool:
-    """Whether a device has some of the backbone only, or need not have all of it."""
+    """Whether the mesh around deals out a backbone's weights (`mesh.layout`)."""
     return any(free_axes().get(name, 1) > 1 for name in ("fsdp", "tensor"))
 
 

@@ -1,12 +1,11 @@
-"""What a pass through a backbone's layers takes and gives."""
+"""Stacks of layers, and what a pass through them takes and gives."""
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol, TypedDict, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
-from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from prefix_jax.config import RematKeeps
@@ -55,18 +54,41 @@ class Forward(NamedTuple):
     """What a pass through the layers gives."""
 
     hidden: Float[Array, "B T D"]
-    """After the last layer norm, in the backbone's dtype."""
+    """After the last norm, unless `finish` is still to be called; in the backbone's
+    dtype."""
     kv: KV | None
     """Keys and values of the tokens themselves, if asked for."""
     written: list[Slots]
     """The layers of the cache that has a `start`, with the tokens' in their place."""
     prefix_mass: Float[Array, "L B H T"] | None
     """The share of attention that each token pays to the prefix, if asked for."""
+    finish: "Finish | None"
+    """What was left out, if that was asked for."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Finish:
+    """What follows the last attention: it is done to each token by itself."""
+
+    mlp: Callable[[Float[Array, "B T D"]], Float[Array, "B T D"]]
+    norm: Callable[[Float[Array, "B T D"]], Float[Array, "B T D"]]
+
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        """Hidden states as the head reads them."""
+        return self.norm(x + self.mlp(x))
+
+
+def finished(
+    finish: Finish | None, hidden: Float[Array, "B T D"]
+) -> Float[Array, "B T D"]:
+    """Hidden states as the head reads them, of some tokens of a `Forward`."""
+    return hidden if finish is None else finish(hidden)
 
 
 @runtime_checkable
 class Block(Protocol):
-    """A stack of layers; `lax.scan` hands each method one of them."""
+    """A stack of layers, of which `lax.scan` makes one: that is what is called."""
 
     def attend(
         self,
@@ -85,22 +107,10 @@ class Block(Protocol):
         ...
 
     @property
-    def mlp(self) -> Partial:
-        """The second half: what is to be added to `x` then, of each token by itself. A
-        function of [B T D] that is a pytree of its own parameters."""
+    def mlp(self) -> Callable[[Float[Array, "B T D"]], Float[Array, "B T D"]]:
+        """The second half: what is to be added to that then, a pytree of its own
+        parameters."""
         ...
-
-
-class Finish(NamedTuple):
-    """What follows the last attention, for each token by itself: a function that is a
-    pytree of its parameters."""
-
-    mlp: Partial
-    norm: nnx.Module
-
-    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        """Hidden states as the head reads them."""
-        return self.norm(x + self.mlp(x))
 
 
 def stacked(blocks: Sequence[Block], sizes: Sequence[int]) -> list[Block]:
