@@ -137,6 +137,20 @@ def test_a_package_that_is_not_there_is_named(monkeypatch):
         load_backbone("smollm2-135m")
 
 
+def test_a_folder_of_that_name_comes_first(model, tmp_path, monkeypatch):
+    save_backbone(tmp_path / "smollm2-135m", model)
+    monkeypatch.chdir(tmp_path)
+    assert load_config("smollm2-135m").fields() == model.config.fields()
+
+
+def test_a_text_ends_with_all_that_the_file_names(tmp_path):
+    ends = {"eos_token_id": 7, "eot_token_id": 9, "eom_token_id": 7}
+    values = {f"tokenizer.ggml.{name}": number for name, number in ends.items()}
+    backbone = random_backbone(LlamaConfig(**SHAPE), key=jax.random.key(0))
+    shape = load_config(write(tmp_path / "a.gguf", backbone, values=values))
+    assert shape.end_tokens == (7, 9)
+
+
 def test_a_file_that_is_not_there_is_no_name_on_the_hub():
     with pytest.raises(InputError, match=r"^file none\.gguf does not exist"):
         load_tokenizer("none.gguf")

@@ -44,6 +44,34 @@ def test_lists_are_not_passed_over(tmp_path, name, value, message):
         load_config(path)
 
 
+def test_a_part_of_a_model_says_so(tmp_path):
+    backbone = random_backbone(LlamaConfig(**SHAPE), key=jax.random.key(0))
+    path = write(tmp_path / "a.gguf", backbone, values={"split.count": 2})
+    with pytest.raises(InputError, match=r"one of 2 parts .* llama-gguf-split --merge"):
+        load_config(path)
+
+
+def test_all_tensors_are_there_before_one_is_read(tmp_path):
+    """A cut is found, and a size that no file has, by whoever asks for the shape."""
+    backbone = random_backbone(LlamaConfig(**SHAPE), key=jax.random.key(0))
+    path = write(tmp_path / "a.gguf", backbone)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-64])
+    with pytest.raises(InputError, match="goes beyond its end"):
+        load_config(path)
+    name = b"token_embd.weight" + struct.pack("<I", 2)
+    at = whole.index(name) + len(name)
+    for rows, width, message in (
+        (10**6, 32 * 10**6, "goes beyond its end"),
+        (300, 33, "rows of 33 numbers, where its type Q8_0 has them 32 at a time"),
+    ):
+        kind = 8 if width == 33 else 0
+        shape = struct.pack("<QQI", width, rows, kind)
+        path.write_bytes(whole[:at] + shape + whole[at + len(shape) :])
+        with pytest.raises(InputError, match=message):
+            load_backbone(path)
+
+
 def test_a_tensor_by_hugging_face_s_name_replaces_none(tmp_path):
     backbone = random_backbone(LlamaConfig(**SHAPE), key=jax.random.key(0))
     name = "layers.0.self_attn.q_proj.weight"

@@ -80,6 +80,21 @@ def test_how_text_is_cut(pre):
     assert [piece for piece, _ in found] == CUTS[pre]
 
 
+LETTERS = ["<begin>", "<end>", "e", "Ì", "ģ", "Ã", "©", "Ã©"]
+"""Of the bytes of e, of an acute accent, and of é."""
+
+
+def test_qwen_composes_letters_first(tmp_path):
+    """As its own tokenizer does (NFC): two ways to write one letter are one text."""
+    for pre, same in (("qwen2", True), ("gpt-2", False)):
+        path = with_tokenizer(
+            tmp_path / f"{pre}.gguf", LETTERS, merges=["Ã ©"], pre=pre
+        )
+        tokenizer = load_tokenizer(path)
+        one, two = tokenizer(["e\u0301", "\u00e9"], add_special_tokens=False).input_ids
+        assert (one == two) == same
+
+
 @pytest.mark.parametrize(
     ("more", "ids"),
     [

@@ -104,6 +104,12 @@ def test_gpt2s_older_tokenizer_files(tmp_path, tokenizer):
     text = " The old mill by Blue Spice"
     assert loaded.encode(text) == tokenizer.encode(text)
     assert loaded.eos_token == loaded.bos_token == "<|endoftext|>"
+    config = tmp_path / "config.json"
+    config.write_text('{"model_type": "qwen2"}')
+    with pytest.raises(InputError, match="how a 'qwen2' cuts a text into words"):
+        load_tokenizer(tmp_path)
+    config.write_text('{"n_layer": 3}')
+    assert load_tokenizer(tmp_path).encode(text) == tokenizer.encode(text)
     (tmp_path / "merges.txt").unlink()
     with pytest.raises(InputError, match=r"no tokenizer in .* expected tokenizer.json"):
         load_tokenizer(tmp_path)

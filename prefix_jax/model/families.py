@@ -6,7 +6,7 @@ from typing import NamedTuple, Unpack
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
-from prefix_jax.errors import NEAR_NAME, InputError, closest, shown
+from prefix_jax.errors import InputError, shown
 from prefix_jax.model import gpt2_config, gpt2_weights, llama_config, llama_weights
 from prefix_jax.model.backbone import Backbone
 from prefix_jax.model.gpt2 import GPT2
@@ -60,11 +60,9 @@ def shape_of(values: Mapping) -> Shape:
                 f"{', '.join(FAMILIES)}"
             )
     if not isinstance(kind, str) or kind not in FAMILIES:
-        hint = (
-            closest(kind, FAMILIES, cutoff=NEAR_NAME) if isinstance(kind, str) else ""
-        )
+        # Nothing is proposed: a mixtral is near a mistral in letters only.
         raise InputError(
-            f"model_type is {shown(kind)}; expected one of {', '.join(FAMILIES)}{hint}"
+            f"model_type is {shown(kind)}; expected one of {', '.join(FAMILIES)}"
         )
     return FAMILIES[kind].config.from_dict(values)
 

@@ -110,6 +110,11 @@ def open_gguf(path: Path) -> Model:
 def _config(path: Path, header: Header) -> dict[str, object]:
     """What a `config.json` would say."""
     values, tensors = header.values, header.tensors
+    if values.get("split.count", 1) not in (0, 1):
+        raise InputError(
+            f"it is one of {shown(values['split.count'])} parts of a model; join them "
+            "with llama.cpp's: llama-gguf-split --merge"
+        )
     kind = values.get("general.architecture")
     if kind not in _ARCHITECTURES:
         raise InputError(
@@ -165,8 +170,15 @@ def _config(path: Path, header: Header) -> dict[str, object]:
             raise InputError(f"it has {tensor}, a bias that a {kind} has not")
         config[name] = tensor in tensors
     config = {name: value for name, value in config.items() if value is not None}
-    for role in ("bos", "eos"):  # None, where it names none: no model's usual ones
-        config[f"{role}_token_id"] = values.get(f"tokenizer.ggml.{role}_token_id")
+    bos, *ends = (
+        values.get(f"tokenizer.ggml.{role}_token_id")
+        for role in ("bos", "eos", "eot", "eom")
+    )
+    # None, where it names none: no model's usual ones.
+    config["bos_token_id"] = bos
+    eos, *others = ends
+    more = [end for end in dict.fromkeys(others) if end not in (None, eos)]
+    config["eos_token_id"] = [eos, *more] if more else eos
     return config
 
 
@@ -234,6 +246,7 @@ def _tensors(
     """By Hugging Face's names and in its order of numbers."""
     found = {}
     for name, tensor in header.tensors.items():
+        _extent(path, name, tensor, header.start)
         if name == _FREQUENCIES:
             continue
         theirs = _theirs(name)
@@ -280,6 +293,31 @@ def name_in_gguf(theirs: str) -> str:
     return f"{parts['.'.join(before)]}.{kind}"
 
 
+def _extent(path: Path, name: str, tensor: Tensor, start: int) -> tuple[int, int]:
+    """The first byte of a tensor and their number; InputError unless all are there."""
+    import gguf
+
+    try:
+        kind = gguf.GGMLQuantizationType(tensor.kind)
+        block, width = gguf.GGML_QUANT_SIZES[kind]
+    except (ValueError, KeyError):
+        raise InputError(
+            f"{shown(name)} is of type {tensor.kind}, which is not known"
+        ) from None
+    if tensor.shape and tensor.shape[-1] % block:
+        raise InputError(
+            damaged(
+                f"{shown(name)} has rows of {tensor.shape[-1]:,} numbers, where its "
+                f"type {kind.name} has them {block} at a time"
+            )
+        )
+    first = start + tensor.start
+    length = math.prod(tensor.shape) // block * width
+    if first + length > path.stat().st_size:
+        raise InputError(damaged(f"{shown(name)} goes beyond its end"))
+    return first, length
+
+
 def _read_named(path: Path, *tensor: Any) -> np.ndarray:
     with naming_file(path):
         return _read(path, *tensor)
@@ -291,19 +329,8 @@ def _read(
     """The tensor in f32, of the whole file's bytes only."""
     import gguf
 
-    try:
-        kind = gguf.GGMLQuantizationType(tensor.kind)
-        block, width = gguf.GGML_QUANT_SIZES[kind]
-    except (ValueError, KeyError):
-        raise InputError(
-            f"{shown(name)} is of type {tensor.kind}, which is not known"
-        ) from None
-    count = math.prod(tensor.shape)
-    first, length = start + tensor.start, count // block * width
-    if first + length > path.stat().st_size or (
-        tensor.shape and tensor.shape[-1] % block
-    ):
-        raise InputError(damaged(f"{shown(name)} goes beyond its end"))
+    first, length = _extent(path, name, tensor, start)
+    kind = gguf.GGMLQuantizationType(tensor.kind)
     data = np.fromfile(path, np.uint8, length, offset=first)
     rows = data.reshape(*tensor.shape[:-1], -1)
     try:

@@ -154,6 +154,8 @@ def _byte_level(tokens: Sequence[str], given: dict[str, Any]) -> Tokenizer:
             f"here are {', '.join(_SPLITS)}"
         )
     backend = Tokenizer(_bpe(tokens, _merges(given), ignore_merges=cut in _WHOLE_FIRST))
+    if cut == "qwen2":
+        backend.normalizer = normalizers.NFC()
     backend.pre_tokenizer = _SPLITS[cut]
     backend.decoder = decoders.ByteLevel()
     return backend

@@ -67,8 +67,8 @@ class MLP:
 class Block(nnx.Module):
     """A stack of layers.
 
-    The H heads of queries look at the keys and values of H/J: `qkv` gives each of these
-    its J queries, its key and its value, so that they can be dealt out to devices
+    The H heads of queries look at the keys and values of G = H/J: `qkv` gives each of
+    these its J queries, its key and its value, so that they can be dealt out to devices
     together.
     """
 
@@ -126,7 +126,7 @@ class Block(nnx.Module):
         return MLP(self.ln_2, self.gate_up, self.down, activated_by)
 
     def _heads(self, x: Float[Array, "B T D"], places: Rotation):
-        """Queries [B T H K], keys and values [B T H/J K], turned to their places."""
+        """Queries [B T H K], keys and values [B T G K], turned to their places."""
         qkv = self.qkv(x)
         share = qkv.shape[3] - 2
         query, key, value = jnp.split(qkv, [share, share + 1], 3)

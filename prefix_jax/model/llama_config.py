@@ -250,7 +250,10 @@ class LlamaConfig(Shape):
             fields |= _QWEN_DEFAULTS
         for name in known_fields(kind) & values.keys():
             fields[_OURS.get(name, name)] = values[name]
-        fields["rope"] = _rope(values, fields["n_positions"])
+        fields["rope"] = rope = _rope(values, fields["n_positions"])
+        if isinstance(fields["n_positions"], int):
+            # YaRN is also asked for in files that still say what it starts from.
+            fields["n_positions"] = max(fields["n_positions"], rope.reach)
         _settle_windows(kind, values, fields)
         fields |= ends_of(values)
         names = {field.name for field in dataclasses.fields(cls)}
@@ -284,7 +287,7 @@ def _rope(values: Mapping, positions: object) -> Rope:
     if found:
         return next(iter(found.values()))
     theta = values.get("rope_theta")
-    return Rope() if theta is None else Rope(rope_theta=theta)
+    return Rope() if theta is None else Rope.from_dict({"rope_theta": theta}, positions)
 
 
 def _settle_windows(kind: Kind, given: Mapping, fields: dict[str, Any]) -> None:

@@ -23,6 +23,7 @@ from prefix_jax.errors import (
     first_line,
     json_value,
     shortened,
+    shown,
 )
 from prefix_jax.model.backbone import Backbone
 from prefix_jax.model.families import shape_of
@@ -145,7 +146,7 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerFast:
     Raises InputError if the folder has neither, or damaged ones, or names no token that
     ends a text.
     """
-    folder = _find(name, _TOKENIZER)
+    folder = _find(name, (*_CONFIG, *_TOKENIZER))
     if folder.is_file():
         return _checked(folder, lambda: read_tokenizer(folder))
     # Class and files are fixed here: those that the folder names are not looked for.
@@ -154,6 +155,7 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerFast:
     if all(path.is_file() for path in new.values()):
         kind, files = PreTrainedTokenizerFast, new
     elif all(path.is_file() for path in old.values()):
+        _check_cut_like_gpt2(folder)
         kind, files = GPT2Tokenizer, old
     else:
         raise InputError(
@@ -163,6 +165,19 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerFast:
     _check_tokenizer_config(folder / "tokenizer_config.json")
     given: dict[str, Any] = {name: str(path) for name, path in files.items()}
     return _checked(folder, lambda: kind.from_pretrained(folder, **given))
+
+
+def _check_cut_like_gpt2(folder: Path) -> None:
+    """InputError where vocab.json and merges.txt are of a model that cuts texts into
+    words by other rules than GPT-2, which these files do not tell."""
+    config = folder / "config.json"
+    kind = read_json(config).get("model_type", "gpt2") if config.is_file() else "gpt2"
+    if kind != "gpt2":
+        raise InputError(
+            f"{folder} has no tokenizer.json; vocab.json and merges.txt do not say how "
+            f"a {shown(kind)} cuts a text into words: save its tokenizer with a "
+            "transformers that writes tokenizer.json"
+        )
 
 
 def leading_blank(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -235,14 +250,14 @@ def _find(
         )
     if name == "tiny":
         return _BUNDLED
-    if name in _PACKAGED:
-        return _in_package(*_PACKAGED[name])
     folder = Path(name).expanduser()
     try:
         if folder.is_dir():
             return folder
     except OSError as error:  # a name that is too long, say
         raise InputError(f"{shortened(name)}: {error.strerror}") from error
+    if name in _PACKAGED:
+        return _in_package(*_PACKAGED[name])
     if folder.is_file() and is_gguf(folder):
         return folder
     if folder.exists():

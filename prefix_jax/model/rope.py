@@ -31,6 +31,16 @@ _NEEDED = {
 }
 _OPTIONAL = {"yarn": ("attention_factor", "beta_fast", "beta_slow", "truncate")}
 """By `rope_type`, what it takes besides `rope_theta`."""
+_NUMBERS = {
+    "rope_theta",
+    "factor",
+    "low_freq_factor",
+    "high_freq_factor",
+    "attention_factor",
+    "beta_fast",
+    "beta_slow",
+}
+"""Fields that are not whole ones."""
 
 
 class Rotation(NamedTuple):
@@ -39,7 +49,7 @@ class Rotation(NamedTuple):
     cos: Float[Array, "#B T 1 1 pairs"]
     sin: Float[Array, "#B T 1 1 pairs"]
 
-    def apply(self, x: Float[Array, "B T H J K"]) -> Float[Array, "B T H J K"]:
+    def apply(self, x: Float[Array, "B T G J K"]) -> Float[Array, "B T G J K"]:
         """The same heads turned, in f32 and rounded to their type once.
 
         Pairs are numbers i and i + K/2, as in Hugging Face's files.
@@ -103,22 +113,27 @@ class Rope:
         # Older files' name.
         fields.setdefault("rope_type", fields.pop("type", "default"))
         fields.pop("type", None)
-        if fields["rope_type"] not in _NEEDED:
+        kind = fields["rope_type"]
+        if not isinstance(kind, str) or kind not in _NEEDED:
             raise InputError(
-                f"rope_type is {shown(fields['rope_type'])}; expected one of "
-                f"{', '.join(_NEEDED)}"
+                f"rope_type is {shown(kind)}; expected one of {', '.join(_NEEDED)}"
             )
-        if fields["rope_type"] in ("llama3", "yarn"):
+        if kind in ("llama3", "yarn"):
             fields.setdefault("original_max_position_embeddings", positions)
         if fields.get("partial_rotary_factor") in (None, 1, 1.0):
             fields.pop("partial_rotary_factor", None)
+        fields.pop("finetuned", None)  # tells of training
         fields = {name: value for name, value in fields.items() if value is not None}
         known = {field.name for field in dataclasses.fields(cls)}
         for name in fields.keys() - known:
             raise InputError(
-                f"rope_parameters has {shown(name)}, which changes what is computed "
+                f"rope_parameters has {shown(name)}, which may change what is computed "
                 f"and is not known here; known are {', '.join(sorted(known))}"
             )
+        for name in _NUMBERS & fields.keys():
+            # 10000 is 10000.0, also to the fingerprint of the backbone.
+            if isinstance(value := fields[name], int) and 0 < value < 2**53:
+                fields[name] = float(value)
         return cls(**fields)
 
     def fields(self) -> dict[str, object]:
@@ -127,6 +142,14 @@ class Rope:
         if self.truncate:
             del values["truncate"]
         return {name: value for name, value in values.items() if value is not None}
+
+    @property
+    def reach(self) -> int:
+        """Positions that a stretch of this kind was made for; 0: it does not say."""
+        if self.rope_type != "yarn":
+            return 0
+        assert self.factor and self.original_max_position_embeddings
+        return int(self.factor * self.original_max_position_embeddings)
 
     def rotation(self, positions: Int[Array, "#B T"], width: int) -> Rotation:
         """At these positions, for heads of `width` K."""
