@@ -206,6 +206,14 @@ def main() -> None:
         parser.error(f"--memory {options.memory}; expected GB above 0")
     if not options.axes and not options.fit_length:
         parser.error("--axes is empty and --fit-length 0, which leaves nothing to do")
+    for axis in options.axes:
+        for value in getattr(options, f"{axis}_values"):
+            varied(asked_work(options), axis, value)  # which refuses what cannot be
+            if axis == "devices" and options.batch % value:
+                parser.error(
+                    f"--batch {options.batch} cannot be split over {value} devices; "
+                    "give a multiple, or other --devices-values"
+                )
 
     axes: dict[str, list[dict]] = {}
     # First: on a GPU, a second process finds no memory once this one has started.

@@ -203,6 +203,7 @@ def test_train_step_asks_for_texts(run, capsys):
         ("methods", ["--plot", "nowhere/x.png"], "nowhere is no folder"),
         ("methods", ["--plot", "."], ". is a folder; expected a file"),
         ("scaling", ["--memory", "0"], "--memory 0.0; expected GB above 0"),
+        ("scaling", ["--batch", "4"], "--batch 4 cannot be split over 8 devices"),
         ("scaling", ["--axes", "--fit-length", "0"], "leaves nothing to do"),
         ("train_step", ["--length", "9", "--pack", "x"], "'x'; expected a whole"),
     ],
