@@ -24,6 +24,7 @@ from prefix_jax.model.compose import bank
 from prefix_jax.model.families import random_backbone
 from prefix_jax.model.kv import KV
 from prefix_jax.model.layers import Own
+from prefix_jax.model.loading import load_backbone
 
 WORDS, TOKENS = 5, 9
 
@@ -283,6 +284,19 @@ def test_scanned_equals_unrolled(backbone, tokens):
         return backbone.logits(backbone.ln_f(x))
 
     assert_equals(unrolled(backbone), logits, backbone, tokens)
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"rematt": True}, 'no option rematt; .*did you mean "remat"'),
+        ({"unroll": 4}, "unroll is 4; expected False or True"),
+        ({"remat_keeps": "banana"}, "is 'banana'; expected 'nothing' or 'products'"),
+    ],
+)
+def test_what_is_no_way_to_compute_is_refused(how, message):
+    with pytest.raises(InputError, match=message):
+        load_backbone("tiny", **how)
 
 
 @each_family

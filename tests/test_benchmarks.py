@@ -170,14 +170,14 @@ def test_train_step_on_random_texts(run, monkeypatch):
 
 @pytest.mark.slow
 def test_a_side_that_fails_is_left_out_and_told_by_the_status(run, e2e, capfd):
-    """A row of E2E is longer than the packed one that is asked for."""
+    """The prefix is longer than the shape has positions."""
     with pytest.raises(SystemExit) as stop:
         run(
             "train_step",
             "--e2e",
             e2e,
-            "--pack",
-            "3",
+            "--prefix-length",
+            "600",
             "--sides",
             "ours",
             "--examples",
@@ -186,7 +186,14 @@ def test_a_side_that_fails_is_left_out_and_told_by_the_status(run, e2e, capfd):
     assert stop.value.code == "no side is left; nothing was measured"
     said, errors = capfd.readouterr()
     assert "failed and left out, see above: ours" in said
-    assert "ours: the longest row has" in errors and "Traceback" not in errors
+    assert "600 leaves no room for text" in errors and "Traceback" not in errors
+
+
+def test_a_packed_row_holds_the_longest_text(run, e2e, capsys):
+    with pytest.raises(SystemExit):
+        few = ["--sides", "ours", "--examples", "6"]
+        run("train_step", "--e2e", e2e, "--pack", "3", *few)
+    assert "--pack 3: the longest text has" in capsys.readouterr().err
 
 
 def test_train_step_asks_for_texts(run, capsys):

@@ -165,7 +165,7 @@ def test_a_whole_number_is_the_same_number():
             },
             "low_freq_factor is 4.0",
         ),
-        ({"quantization_config": {"bits": 4}}, "quantization_config.*not known here"),
+        ({"quantization_config": {"quant_method": "awq"}}, "quantized .* 'awq'.* GGUF"),
         ({"rope_interleaved": True}, "rope_interleaved"),
         ({"embedding_multiplier": 12.0}, "embedding_multiplier"),
         ({"sliding_window": 5}, "sliding_window"),

@@ -40,7 +40,7 @@ def find_file(folder: Path, name: str, endings: tuple[str, ...] = ENDINGS) -> Pa
     Raises InputError where there is no folder, no such file or more than one.
     """
     if not folder.is_dir():
-        raise _no_folder(folder)
+        raise no_folder(folder)
     path = folder / name
     if path.is_file():
         if ending(path) not in endings:
@@ -84,7 +84,8 @@ def _which_file(readable: Sequence[str]) -> str:
     )
 
 
-def _no_folder(folder: Path) -> InputError:
+def no_folder(folder: Path) -> InputError:
+    """For a `data.path` that is none: what there is instead, or near it."""
     if folder.exists():
         return InputError(
             f"data.path {folder} is a file; give the folder as data.path and the file "

@@ -15,6 +15,7 @@ from prefix_jax.data.files import (
     ending,
     find_file,
     listing,
+    no_folder,
     read_documents,
     read_rows,
 )
@@ -66,6 +67,16 @@ def read_records(config: DataConfig, name: str) -> Iterator[Record]:
         yield Record(place, source[0], targets, prefix, subset)
     if not place:
         raise _empty(config, name)
+
+
+def check_place(config: DataConfig) -> None:
+    """InputError where the folder that the data are in is not given, or is none."""
+    if config.source == "quickstart":
+        return
+    folder = Path(config.path or ".") if config.source == "files" else _folder(config)
+    # TFDS looks for its folders itself, also where no file system is.
+    if not (config.source.startswith(TFDS) or folder.is_dir()):
+        raise no_folder(folder)
 
 
 def read_texts(config: DataConfig, name: str) -> Iterator[str]:

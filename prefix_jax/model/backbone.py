@@ -36,6 +36,7 @@ from prefix_jax.model.passes import (
     Finish,
     Forward,
     How,
+    checked,
     stacked,
 )
 from prefix_jax.model.segments import segment_mask, segment_starts
@@ -70,10 +71,8 @@ class Backbone(nnx.Module):
         """Around all its `layers` in one stack: random f32 embeddings, and a head."""
         self.config = config
         self.dtype = jnp.dtype(dtype)
-        self.remat = how.get("remat", False)
-        self.remat_keeps = how.get("remat_keeps", "nothing")
-        self.unroll = how.get("unroll", False)
-        self.fused = how.get("fused", False)
+        for name, value in checked(how).items():
+            setattr(self, name, value)
         shape = config.vocab_size, config.n_embd
         deviation = config.initializer_range
         keys = self.keys(key)

@@ -139,7 +139,7 @@ def _config(path: Path, header: Header) -> dict[str, object]:
         raise InputError(f"{kind}.{key} is a list; expected one for all layers")
     for key in _NEEDED:
         if key not in own:
-            raise InputError(f"it does not say {kind}.{key}")
+            raise InputError(f"it does not say {kind}.{key}; convert the model again")
     # A file has no word for which layers have it, and other readers pass over it.
     if window := own.get("attention.sliding_window"):
         raise InputError(
@@ -151,7 +151,7 @@ def _config(path: Path, header: Header) -> dict[str, object]:
     }
     embedding = tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
-        raise InputError("it has no matrix token_embd.weight")
+        raise InputError("it has no matrix token_embd.weight; convert the model again")
     config["vocab_size"] = embedding.shape[0]
     width = own.get("rope.dimension_count")
     config.setdefault("head_dim", width)

@@ -158,9 +158,15 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerFast:
         _check_cut_like_gpt2(folder)
         kind, files = GPT2Tokenizer, old
     else:
+        model = folder / "tokenizer.model"
+        there = (
+            f"; {model.name} is not read: save it as tokenizer.json with transformers"
+            if model.is_file()
+            else _file_there(folder) or "; copy those of the model there"
+        )
         raise InputError(
             f"no tokenizer in {folder}; expected tokenizer.json, or vocab.json and "
-            f"merges.txt{_file_there(folder)}"
+            f"merges.txt{there}"
         )
     _check_tokenizer_config(folder / "tokenizer_config.json")
     given: dict[str, Any] = {name: str(path) for name, path in files.items()}
@@ -198,8 +204,9 @@ def _checked(place: Path, read: Callable[[], Any]) -> PreTrainedTokenizerFast:
         raise
     # Damaged files fail in any way there is; a panic of Rust is not even an Exception.
     except BaseException as error:
+        what = f"it lacks {error}" if isinstance(error, KeyError) else first_line(error)
         raise InputError(
-            f"the tokenizer in {place} cannot be read ({first_line(error)}); copy or "
+            f"the tokenizer in {place} cannot be read ({what}); copy or "
             "download its files again"
         ) from error
     model = tokenizer.backend_tokenizer.model

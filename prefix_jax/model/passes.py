@@ -1,7 +1,7 @@
 """Stacks of layers, and what a pass through them takes and gives."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol, TypedDict, runtime_checkable
 
 import jax
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from prefix_jax.config import RematKeeps
+from prefix_jax.errors import InputError, closest
 from prefix_jax.model.attention import KeyBlock
 from prefix_jax.model.kv import KV
 from prefix_jax.model.layers import Own, Slots
@@ -35,6 +36,26 @@ class How(TypedDict, total=False):
     bfloat16, over whole texts without a `mask`. In a program for several devices of
     your own they must know the mesh (`jax.set_mesh`); in a `jax.shard_map` of your own
     give `check_vma=False`. A TPU's have rows of up to 8,192 positions (heads of 64)."""
+
+
+def checked(how: Mapping[str, object]) -> dict[str, object]:
+    """All of `How`, with what is meant where nothing is said.
+
+    Raises InputError for what is no option of it, and no value of one.
+    """
+    usual = {"remat": False, "remat_keeps": "nothing", "unroll": False, "fused": False}
+    for name, value in how.items():
+        if name not in usual:
+            raise InputError(
+                f"a backbone has no option {name}; expected some of "
+                f"{', '.join(usual)}{closest(name, usual)}"
+            )
+        known = KEPT if name == "remat_keeps" else (False, True)
+        if not isinstance(value, str | bool) or value not in known:
+            raise InputError(
+                f"{name} is {value!r}; expected {' or '.join(map(repr, known))}"
+            )
+    return usual | dict(how)
 
 
 class Cache(NamedTuple):

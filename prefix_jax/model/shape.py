@@ -140,6 +140,12 @@ def check_known(kind: str, values: Mapping, known: Collection[str]) -> None:
         raise InputError(
             "is_causal is False; expected a model whose tokens see none after them"
         )
+    if given := values.get("quantization_config"):
+        how = given.get("quant_method") if isinstance(given, Mapping) else None
+        raise InputError(
+            f"its weights are quantized (quantization_config, {shown(how)}), which is "
+            "not read here; give the model as it was before, or a GGUF file of it"
+        )
     for name in unknown_fields(values, known):
         raise InputError(
             f"{shown(name)} is {shown(values[name])}, which may change what a {kind} "

@@ -45,6 +45,7 @@ class _Leaf(NamedTuple):
 def save_backbone(folder: str | Path, backbone: Backbone) -> None:
     """Write `config.json` and `model.safetensors`, as transformers reads them.
 
+    The tokenizer is not of it: `tokenizer.save_pretrained(folder)` puts it beside them.
     Parameters keep their types. Raises InputError if `folder` is a file.
     """
     folder = Path(folder)

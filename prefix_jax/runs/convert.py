@@ -130,6 +130,10 @@ def export(
     Raises InputError for what PEFT cannot represent, for another backbone, and for
     folders with other things.
     """
+    if base_model == "":
+        raise InputError(
+            "--base-model is empty; give the name by which PEFT finds the model"
+        )
     folder = prefix_folder(folder)
     metadata = check_exportable(folder)
     trained_with = metadata.backbone_name

@@ -17,6 +17,7 @@ from prefix_jax.config import BackboneConfig, Config, Dtype
 from prefix_jax.data.batches import Batch, choose_buckets, train_batches
 from prefix_jax.data.bins import Bins, packed_batches
 from prefix_jax.data.packing import pack_documents, packed_rows
+from prefix_jax.data.sources import check_place
 from prefix_jax.data.tasks import (
     Example,
     first_of_each,
@@ -289,6 +290,7 @@ def _shared_settings(config: Config) -> dict[str, object]:
 def prepare(config: Config) -> Setup:
     """Load the backbone and its tokenizer, and lay out the devices."""
     config = config.resolved()
+    check_place(config.data)  # which takes no time, unlike what follows
     _, _, mesh = _foundation(config)
     name = config.backbone.name
     how = how_to_load(config.backbone, mesh)

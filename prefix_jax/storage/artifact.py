@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from prefix_jax.data_config import Task
-from prefix_jax.errors import InputError
+from prefix_jax.errors import InputError, counted
 from prefix_jax.model.backbone import Backbone
 from prefix_jax.model.kv import KV
 from prefix_jax.model.prefix_kinds import EmbeddingPrefix, Prefix
@@ -237,7 +237,9 @@ def other_backbone(
             if here.get(field) != value
         ]
     if differences:
-        return f"its configuration differs: {'; '.join(differences)}"
+        few, more = differences[:3], len(differences) - 3
+        others = f"; and {counted(more, 'other setting')}" if more > 0 else ""
+        return f"its configuration differs: {'; '.join(few)}{others}"
     if expected != mine:
         return f"its weights differ (fingerprint {expected} there, {mine} here)"
     return None

@@ -96,6 +96,22 @@ def test_passing_over_ends_where_nothing_is_left(config, tmp_path, broken_at):
         train(skipping, tmp_path, quiet())
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"path": "nowhere"}, "data.path nowhere does not exist"),
+        ({"source": "e2e", "path": None}, "needs the folder that holds it"),
+    ],
+)
+def test_a_folder_that_is_not_there_is_said_before_weights_are_read(
+    config, monkeypatch, changes, message
+):
+    monkeypatch.delattr("prefix_jax.runs.prepare.load_backbone")
+    data = dataclasses.replace(config.data, **changes)
+    with pytest.raises(InputError, match=message):
+        prepare(dataclasses.replace(config, data=data))
+
+
 def test_spikes_are_reported(config, tmp_path):
     said: list[str] = []
     faults = Faults(prepare(config), tmp_path, said.append)
@@ -259,6 +275,7 @@ def test_a_signal_saves_and_is_told_by_the_status(
         return put_batch(batch, mesh)
 
     monkeypatch.setattr(train_module, "put_batch", interrupt)
+    monkeypatch.setattr("prefix_jax.runs.interrupt._received", 0)  # put back after it
     path = recipe(tmp_path / "recipe.py", config)
     assert run_cli("train", path, "--workdir", str(tmp_path / "run")) == status
     assert (tmp_path / "run" / "checkpoints" / "3").is_dir()
