@@ -4,10 +4,10 @@
     prefix-jax evaluate --workdir runs/m30k
 
 Data are those of multi30k_tiny.py, from English into German. Written for one
-accelerator; neither its time nor its score there has been measured yet. Of a twentieth of
-it on two CPU cores, --train.steps 300 --train.batch-size 4 (307,200 tokens), came a dev
-loss of 2.075 (4.079 before), and on test_2016_flickr 1.862 nats, 13.5 BLEU, 40.1 chrF
-and 76.7 TER, greedy (benchmarks/results/multi30k_smollm2).
+accelerator; neither its time nor its score there has been measured yet. Of a twentieth
+of it on two CPU cores, --train.steps 300 --train.batch-size 4 (307,200 tokens), came a
+dev loss of 2.075 (4.079 before), and on test_2016_flickr 1.862 nats, 13.5 BLEU, 40.1
+chrF and 76.7 TER, greedy (benchmarks/results/multi30k_smollm2).
 """
 
 import dataclasses

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
+from prefix_jax.learning.split import merge
 from prefix_jax.model.attention import precision
 from prefix_jax.model.layers import head_logits
 from prefix_jax.model.parted import devices_of_rows
@@ -133,7 +134,7 @@ def _forward(hidden, head, labels, weights, label_smoothing, finish):
         objective, nll, grad_hidden, grads = carry
         _, states, labels, weights = chunk
         states, pull = jax.vjp(
-            lambda trained, x: finished(_filled(trained, finish), x),
+            lambda trained, x: finished(merge(trained, finish), x),
             trained[1],
             states,
         )
@@ -213,16 +214,6 @@ def _zeros(chunks: _Chunks) -> tuple[Float[Array, " G"], Float[Array, "G P"]]:
     """A sum for each device and a number for each token, which vary over devices as the
     tokens do (`shard_map`)."""
     return 0 * chunks.weights.sum(-1), 0 * chunks.weights
-
-
-def _filled(some: PyTree, others: PyTree) -> PyTree:
-    """`some`, with those of `others` in the place of each None."""
-    return jax.tree.map(
-        lambda x, other: other if x is None else x,
-        some,
-        others,
-        is_leaf=lambda x: x is None,
-    )
 
 
 def _losses(logits, labels, weights, label_smoothing):

@@ -7,7 +7,7 @@ gradient of the trainable part, or an optimizer state for it, has no frozen leaf
 """
 
 import re
-from typing import Any, NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,8 @@ from prefix_jax.errors import InputError
 from prefix_jax.model.backbone import Backbone
 from prefix_jax.model.kv import KV
 from prefix_jax.model.prefix_kinds import Prefix
+
+Tree = TypeVar("Tree")
 
 
 class Params(TypedDict):
@@ -76,8 +78,8 @@ def split(params: Params, method: str) -> tuple[Params, Params]:
     return treedef.unflatten(trainable), treedef.unflatten(frozen)
 
 
-def merge(trainable: Params, frozen: Params) -> Params:
-    """The whole tree again, from the two parts of `split`."""
+def merge(trainable: Tree, frozen: Tree) -> Tree:
+    """The whole tree again, from the two parts of `split`; or of any tree so parted."""
     return jax.tree.map(
         lambda mine, other: other if mine is None else mine,
         trainable,
